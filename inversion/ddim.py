@@ -1,0 +1,66 @@
+"""DDIM inversion: from a clean latent up to noise.
+
+DDIM (Song et al. 2021, "Denoising Diffusion Implicit Models", eq. 13, run backwards), as
+DesignEdit uses it to obtain the noisy latents of an image. In the host's parametrisation
+x(σ) = z + σ·ε, where the paper's latent is x/√(σ²+1), the DDIM update is an Euler step in σ:
+
+    x(σ') = x(σ) + (σ' − σ)·ε
+
+Upwards the step wants ε at x(σ'), which is what it is about to compute. The usual
+inversion takes ε of the network at the upper level's timestep on the lower latent.
+Fixed-point refinement evaluates it again at the estimate of x(σ').
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+Sigma = Tensor | float
+
+
+def vp_input_scale(sigma: Sigma) -> Sigma:
+    """Factor from x(σ) to the network's input, 1/√(σ²+1): SD's variance-preserving latent."""
+    return (sigma**2 + 1) ** -0.5
+
+
+def ddim_inversion_step(
+    x: Tensor,
+    sigma: Sigma,
+    sigma_next: Sigma,
+    predict_noise: Callable[[Tensor, Sigma], Tensor],
+    refinements: int = 0,
+    input_scale: Callable[[Sigma], Sigma] = vp_input_scale,
+) -> Tensor:
+    """One step upwards: x(σ_next) from x(σ), σ < σ_next; σ = 0 is allowed. (B, C, H, W) both.
+
+    `predict_noise(x, σ)` is the model's ε at x at level σ > 0; it is called
+    1 + refinements times. `input_scale(σ)` is the factor by which the model scales x
+    before its network sees it.
+    """
+    # The network must see the lower latent in the scaling of its own level: whoever
+    # evaluates it at σ_next will apply σ_next's scale, so exchange one for the other.
+    epsilon = predict_noise(x * (input_scale(sigma) / input_scale(sigma_next)), sigma_next)
+    x_next = x + (sigma_next - sigma) * epsilon
+    for _ in range(refinements):
+        # The estimate is at σ_next's own level already: no rescaling.
+        x_next = x + (sigma_next - sigma) * predict_noise(x_next, sigma_next)
+    return x_next
+
+
+@torch.no_grad()
+def invert(
+    x: Tensor,
+    sigmas: Tensor,
+    predict_noise: Callable[[Tensor, Sigma], Tensor],
+    refinements: int = 0,
+    input_scale: Callable[[Sigma], Sigma] = vp_input_scale,
+) -> Iterator[Tensor]:
+    """Yield x at sigmas[1], sigmas[2], … from x at sigmas[0]; ascending σs (T+1).
+
+    Evaluates `predict_noise` T·(1 + refinements) times, see `ddim_inversion_step`.
+    """
+    for sigma, sigma_next in pairwise(sigmas):
+        x = ddim_inversion_step(x, sigma, sigma_next, predict_noise, refinements, input_scale)
+        yield x

@@ -1,0 +1,5 @@
+"""Types that travel between the pack's nodes."""
+
+from comfy_api.latest import io
+
+Trajectory = io.Custom("TRAJECTORY")
