@@ -70,7 +70,7 @@ def descending(sigmas: Tensor | Sequence[float], where: str) -> list[float]:
 
 def same_sigma(a: float, b: float) -> bool:
     """Whether two σs are one point of a schedule; everything that counts as clean is one point."""
-    return math.isclose(a, b, rel_tol=SIGMA_TOLERANCE) or max(a, b) <= CLEAN_SIGMA
+    return math.isclose(a, b, rel_tol=SIGMA_TOLERANCE) or 0 <= min(a, b) <= max(a, b) <= CLEAN_SIGMA
 
 
 class Trajectory:
