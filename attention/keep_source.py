@@ -1,0 +1,190 @@
+"""Keep Source: what lies outside the mask follows the source's own trajectory.
+
+DesignEdit, equation 2: x <- x * M + x_src(sigma) * (1-M) after every step, x_src from the
+stored trajectory of the source. Done at the start of every evaluation of the model, which
+is the same thing (a step's result is what the next evaluation gets), for any sampler:
+
+- The sampler's own x is overwritten in place, so that its state follows equation 2 and
+  what others record or preview of it does too. Every sampler of the host hands its state
+  to the model. Exceptions: where the host blends for a noise mask first, and in uni_pc,
+  which works in another scaling, the model is handed a copy; sa_solver corrects its state
+  after the evaluation. There the model still sees equation 2, and since samplers work
+  pixel by pixel, nothing but what the model sees can pass from a kept pixel to another.
+  So masks of 0 and 1 are exact with every sampler; for values between, those three take
+  less from the source.
+- Samplers with evaluations between points of the schedule (dpm_2, dpmpp_sde, seeds ...)
+  meet the trajectory interpolated at that sigma.
+- The prediction is set to the clean source where M is exactly 0: previews show it, and
+  solvers that look back at predictions find it. Where M is between, the prediction is the
+  model's, as equation 2 has it; blending that too would apply M twice.
+- What the sampler returns is blended once more at the schedule's last sigma, so that a
+  range up to the end returns the clean source exactly where M is 0.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..inversion.trajectory import Trajectory
+from ..masks.grid import check_aspect, check_batch, to_grid
+from .schedule import PercentRange
+
+WHO = "Keep Source"
+
+
+def blend(x: Tensor, source: Tensor, mask: Tensor) -> Tensor:
+    """Equation 2, x * M + x_src * (1-M), for x (B, C, H, W) and M (B or 1, 1, H, W).
+
+    Exactly x_src where M is 0 and exactly x where M is 1 (lerp computes it from the nearer end).
+    """
+    return torch.lerp(source.expand_as(x), x, mask.expand_as(x))
+
+
+class KeepSourceRun:
+    """One sampling run: masks and the source's latents where x is.
+
+    Latents visit the device one at a time. The one for the next sigma of the schedule is
+    fetched when the model has been given its work, so the copy runs beside the computation.
+    """
+
+    def __init__(self, trajectory: Trajectory, mask: Tensor, schedule: list[float], like: Tensor) -> None:
+        """mask: (B or 1, H, W) on the latent grid; schedule: descending sigmas; like: gives device and dtype."""
+        self._trajectory = trajectory
+        self._schedule = schedule
+        self._like = (like.device, like.dtype)
+        self._fetched: tuple[float, Tensor] | None = None
+        self._limits = (float(trajectory.sigmas[0]), float(trajectory.sigmas[-1]))
+        self._mask = mask.unsqueeze(1).to(*self._like)
+        self._kept = self._mask == 0
+        self._clean = self._fetch(0.0) if self._limits[1] == 0 else None
+
+    def _fetch(self, sigma: float) -> Tensor:
+        # solvers that compute sigmas by logarithms, or add churn, land a little outside
+        sigma = max(min(sigma, self._limits[0]), self._limits[1])
+        latent = self._trajectory.at(sigma)
+        if self._like[0].type == "cuda":
+            latent = latent.pin_memory()
+        return latent.to(*self._like, non_blocking=True)
+
+    def source(self, sigma: float) -> Tensor:
+        """x_src(sigma), (B or 1, C, H, W), on the device."""
+        if self._fetched is None or self._fetched[0] != sigma:
+            self._fetched = (sigma, self._fetch(sigma))
+        return self._fetched[1]
+
+    def prefetch_after(self, sigma: float) -> None:
+        """Fetch the latent of the schedule's next sigma below this one, if there is one."""
+        following = next((level for level in self._schedule if level < sigma), None)
+        if following is not None and following >= self._limits[1]:
+            self._fetched = (following, self._fetch(following))
+
+    def keep_state(self, x: Tensor, sigma: float) -> Tensor:
+        """Equation 2 on the sampler's state (B, C, H, W); in place, returns it."""
+        return x.copy_(blend(x, self.source(sigma), self._mask))
+
+    def keep_prediction(self, denoised: Tensor) -> Tensor:
+        """The clean source where M is exactly 0, the model's prediction elsewhere."""
+        if self._clean is None:
+            return denoised
+        return torch.where(self._kept, self._clean, denoised)
+
+    def finish(self, samples: Tensor, sigma: float, sampling: Any) -> Tensor:
+        """Equation 2 on what the sampler returns, at the schedule's last sigma."""
+        # samplers return x; models whose x is scaled (flow) have that undone by the host
+        end = torch.as_tensor(sigma, dtype=samples.dtype, device=samples.device)
+        source = sampling.inverse_noise_scaling(end, self.source(sigma))
+        return blend(samples, source.to(samples), self._mask.to(samples))
+
+
+class KeepSource:
+    """Equation 2 as wrappers of the host's sampling, for one model clone.
+
+    Holds what the node was given; what belongs to a run (a `KeepSourceRun`) travels in that
+    run's own options, so that an interrupted run leaves nothing behind.
+    """
+
+    def __init__(self, trajectory: Trajectory, mask: Tensor, start: float, end: float) -> None:
+        """mask: (B, H, W) float32 at image size, 1 = edit here; start, end in percent of the schedule."""
+        self.trajectory = trajectory
+        self.mask = mask
+        self.range = PercentRange(start, end)
+        # one key per node, so that several can act in the same run
+        self._run_key = f"latent_layers_keep_source_{id(self)}"
+
+    def outer_sample(
+        self,
+        executor: Callable[..., Tensor],
+        noise: Tensor,
+        latent: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        *args,
+        **kwargs,
+    ) -> Tensor:
+        """Before the model is loaded: does everything fit together? Raises ValueError where not."""
+        if noise.ndim != 4:
+            raise ValueError(f"{WHO}: the latent has {noise.ndim} dimensions; pictures (4) can be kept, not video")
+        self.trajectory.check_size(noise.shape, f"{WHO}: trajectory")
+        check_batch(self.mask, noise.shape[0], WHO)
+        check_aspect(self.mask, noise.shape, WHO)
+        self._check_schedule(executor.class_obj.model_patcher.get_model_object("model_sampling"), sigmas)
+        return executor(noise, latent, sampler, sigmas, *args, **kwargs)
+
+    def _check_schedule(self, sampling: Any, sigmas: Tensor) -> None:
+        levels = [sigma for sigma in sigmas.tolist() if self.range.contains(sampling, sigma)]
+        if not levels:
+            return
+        self.trajectory.check_schedule(levels, f"{WHO}: trajectory")
+        lowest = float(self.trajectory.sigmas[-1])
+        if levels[-1] < lowest * 0.999:
+            raise ValueError(
+                f"{WHO}: the trajectory ends at sigma {lowest:.4g}, but sampling is to keep the source down to "
+                f"{levels[-1]:.4g}; use a trajectory of the whole schedule, or an earlier end"
+            )
+
+    def sampler_sample(
+        self,
+        executor: Callable[..., Tensor],
+        guider: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Around the sampler: prepare the run, keep the source in what is returned."""
+        schedule = sigmas.tolist()  # read before: uni_pc writes into the schedule that it is given
+        sampling = guider.inner_model.model_sampling
+        run = KeepSourceRun(self.trajectory, to_grid(self.mask, *noise.shape[-2:]), schedule, noise)
+        extra_args["model_options"]["transformer_options"][self._run_key] = run
+        samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        if self.range.contains(sampling, schedule[-1]):
+            samples = run.finish(samples, schedule[-1], sampling)
+        return samples
+
+    def predict_noise(
+        self,
+        executor: Callable[..., Tensor],
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
+        *args,
+        **kwargs,
+    ) -> Tensor:
+        """Around every evaluation: equation 2 before, the kept prediction after."""
+        run: KeepSourceRun | None = model_options.get("transformer_options", {}).get(self._run_key)
+        sigma = float(timestep.flatten()[0])
+        sampling = executor.class_obj.inner_model.model_sampling
+        if run is None or not self.range.contains(sampling, sigma):
+            return executor(x, timestep, model_options, *args, **kwargs)
+        x = run.keep_state(x, sigma)
+        denoised = executor(x, timestep, model_options, *args, **kwargs)
+        run.prefetch_after(sigma)
+        return run.keep_prediction(denoised)
+
+    def cleanup(self) -> None:
+        """Let go of the model (called when sampling ends, also on an error)."""
+        self.range.cleanup()
