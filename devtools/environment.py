@@ -47,7 +47,8 @@ def own_host() -> Path | None:
     if not value:
         return None
     folder = Path(value).expanduser().resolve()
-    missing = [name for name in ("main.py", "requirements.txt", "comfy", "custom_nodes") if not (folder / name).exists()]
+    parts = ("main.py", "requirements.txt", "comfy", "custom_nodes")
+    missing = [name for name in parts if not (folder / name).exists()]
     if missing:
         raise SetupError(
             f"COMFYUI_PATH is {folder}, which is not a ComfyUI folder: it has no {', no '.join(missing)}.\n"
@@ -196,7 +197,9 @@ def pip(python: Path, *arguments: str) -> None:
 
 
 REASONS: Mapping[str, str] = {
-    r"No space left on device|Disk quota exceeded": f"The disk is full. Free {DISK_GIB} GB and run the same command again.",
+    r"No space left on device|Disk quota exceeded": (
+        f"The disk is full. Free {DISK_GIB} GB and run the same command again."
+    ),
     r"DO NOT MATCH THE HASHES": (
         "A downloaded file is not the one that this checkout was made with (its sha256 differs), so nothing of it was "
         "used. Try again; if it stays so, your package index serves another file under the same version."
