@@ -94,7 +94,7 @@ class DDIMInversion(comfy.samplers.Sampler):
         denoise_mask: Tensor | None = None,
         disable_pbar: bool = False,
     ) -> Tensor:
-        """x at sigmas[0] from `latent_image`, x at sigmas[-1], (B, C, H, W); σs descend as in the host.
+        """From `latent_image`, x at sigmas[-1], to x at sigmas[0], (B, C, H, W); σs descend as in the host.
 
         `noise` and `denoise_mask` belong to the interface; inversion has no use for them.
         """
@@ -273,6 +273,8 @@ def _at_levels(recorded: list[tuple[float, Tensor]], levels: Sequence[float], st
     """The latents at the schedule's points from those that a sampler passed through, in any order."""
     by_sigma = {levels[0]: start}
     for sigma, x in recorded:
+        if same_sigma(sigma, levels[0]) and torch.allclose(x, start, atol=1e-5 * sigma):
+            continue  # the start itself, or uni_pc's rounding of it: share the trajectory's own
         known = next((other for other in by_sigma if same_sigma(other, sigma)), sigma)
         by_sigma[known] = x
     ordered = sorted(by_sigma, reverse=True)

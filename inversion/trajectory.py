@@ -153,12 +153,12 @@ class Trajectory:
 
     @property
     def noisiest(self) -> Tensor:
-        """x at the highest σ, (B, C, H, W)."""
+        """The latent at the highest σ, (B, C, H, W)."""
         return self._latents[0]
 
     @property
     def clean(self) -> Tensor:
-        """x at σ = 0, (B, C, H, W). Raises ValueError when the trajectory ends earlier."""
+        """The latent at σ = 0, (B, C, H, W). Raises ValueError when the trajectory ends earlier."""
         if self._levels[-1] > 0:
             raise ValueError(
                 f"trajectory ends at σ {self._levels[-1]:.4g}, it has no clean latent; "
@@ -195,7 +195,7 @@ class Trajectory:
         return torch.lerp(self._latents[upper + 1], self._latents[upper], (sigma - low) / (high - low))
 
     def at_step(self, step: int) -> Tensor:
-        """x counted from the picture: 0 = cleanest, `steps` = noisiest; (B, C, H, W).
+        """The latent `step` steps above the picture: 0 = cleanest, `steps` = noisiest; (B, C, H, W).
 
         Raises ValueError for a step that the trajectory does not have.
         """
@@ -247,7 +247,8 @@ class Trajectory:
             nearest = min(self._levels, key=lambda level: abs(level - sigma))
             raise ValueError(
                 f"{where}: σ {sigma:.6g} is not a point of the trajectory "
-                f"({self.steps} steps, σ {self._levels[0]:.4g} … {self._levels[-1]:.4g}, nearest {nearest:.6g}); {remedy}"
+                f"({self.steps} steps, σ {self._levels[0]:.4g} … {self._levels[-1]:.4g}, nearest {nearest:.6g}); "
+                + remedy
             )
 
     def check_size(self, shape: Sequence[int], where: str) -> None:
