@@ -219,7 +219,8 @@ REASONS: Mapping[str, str] = {
 
 
 def explain(log: str) -> str:
-    """Say in plain words why a pip run with this log failed."""
+    """Say in plain words why a pip run failed; its end counts, not a retry that went well."""
+    log = log[-20_000:]
     for pattern, reason in REASONS.items():
         if re.search(pattern, log):
             return "pip failed. " + reason.format(python=sys.version.split()[0], platform=sys.platform)
@@ -259,6 +260,8 @@ def link_pack(folder: Path, name: str, pack: Path = ROOT) -> None:
     if is_linked(folder, pack):
         return
     link = folder / name
+    if link.is_symlink() and not link.exists():
+        link.unlink()  # of a checkout that was moved or deleted
     if os.path.lexists(link):
         raise SetupError(
             f"{link} exists and is not this checkout. Move it away (ComfyUI would load both), "

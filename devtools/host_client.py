@@ -105,7 +105,13 @@ class Client:
             if response.status == 400:
                 raise GraphError(explain_refusal(await response.json(), graph))
             response.raise_for_status()
-            return (await response.json())["prompt_id"]
+            answer = await response.json()
+        prompt_id = answer["prompt_id"]
+        if answer.get("node_errors"):  # the host runs the outputs that it can; a part is no result for us
+            await _post(session, "/queue", {"delete": [prompt_id]})
+            await _post(session, "/interrupt", {"prompt_id": prompt_id})
+            raise GraphError(explain_refusal(answer, graph))
+        return prompt_id
 
 
 async def _follow(
@@ -169,7 +175,7 @@ class Tracker:
 
 def explain_refusal(answer: Mapping[str, Any], graph: Graph) -> str:
     """The host's answer to a graph that it does not accept, as lines of text."""
-    error = answer.get("error") or {}
+    error = answer.get("error") or {"message": "some of its outputs cannot be made"}
     lines = [f"ComfyUI refused the graph: {_sentence(error)}"]
     for key, problem in (answer.get("node_errors") or {}).items():
         lines += [f"  {name(graph, key)}: {_sentence(entry)}" for entry in problem.get("errors", [])]

@@ -3,6 +3,7 @@
 python dev.py test                    all of it
 python dev.py test lint types         only these
 python dev.py test unit -k name       one tier; what is not a stage goes to pytest
+python dev.py test tests/unit/test_x.py
 """
 
 import os
@@ -49,8 +50,21 @@ def all_stages(pytest_options: Sequence[str]) -> list[Stage]:
         Stage("lint", "ruff format", tool("ruff", "format", "--check", ".")),
         Stage("types", "pyright", tool("pyright")),
     ]
-    tests = [Stage(tier, f"tests/{tier}", tool("pytest", f"tests/{tier}", *pytest_options)) for tier in TIERS]
-    return checks + tests
+    return checks + [tier_stage(tier, pytest_options) for tier in TIERS]
+
+
+def tier_stage(tier: str, options: Sequence[str]) -> Stage:
+    """One test tier: its whole folder, or what `options` name of it."""
+    folder = f"tests/{tier}"
+    others = [other for other in TIERS if other != tier]
+    own = [option for option in options if not any(_is_inside(option, other) for other in others)]
+    named = any(_is_inside(option, tier) for option in options)
+    return Stage(tier, folder, tool("pytest", *([] if named else [folder]), *own))
+
+
+def _is_inside(option: str, tier: str) -> bool:
+    """Whether an option of pytest is a path in a tier's folder, such as tests/unit/test_x.py::test_y."""
+    return os.path.normpath(option.split("::")[0]).split(os.sep)[:2] == ["tests", tier]
 
 
 def select(arguments: Sequence[str]) -> list[Stage]:
@@ -60,8 +74,8 @@ def select(arguments: Sequence[str]) -> list[Stage]:
     rest = list(arguments)
     while rest and rest[0] in known:
         words.append(rest.pop(0))
-    if rest and not words:
-        words = list(TIERS)  # options for pytest alone: the tests alone
+    if rest and not words:  # options for pytest alone: the tests alone, of the tiers that they name
+        words = [tier for tier in TIERS if any(_is_inside(option, tier) for option in rest)] or list(TIERS)
     return [stage for stage in all_stages(rest) if not words or stage.word in words]
 
 

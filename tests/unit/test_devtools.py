@@ -38,6 +38,15 @@ def test_other_arguments_go_to_pytest_alone():
     assert words(["-k", "name"]) == ["tests/unit", "tests/host", "tests/browser"]
 
 
+def test_a_named_file_runs_alone():
+    (stage,) = run_tests.select(["tests/host/test_x.py::test_y", "-x"])
+    assert stage.title == "tests/host"
+    assert stage.command[-3:] == ("pytest", "tests/host/test_x.py::test_y", "-x")
+    unit, host = run_tests.select(["tests/host/test_x.py", "tests/unit/test_z.py", "-x"])
+    assert unit.command[-3:] == ("pytest", "tests/unit/test_z.py", "-x")
+    assert host.command[-3:] == ("pytest", "tests/host/test_x.py", "-x")
+
+
 def fake_stage(code, word="unit"):
     return run_tests.Stage(word, "fake", (sys.executable, "-c", f"raise SystemExit({code})"))
 

@@ -88,6 +88,12 @@ def test_another_pack_of_the_same_name_is_left_alone(tmp_path):
     assert not (tmp_path / "latent-layers").is_symlink()
 
 
+def test_a_link_to_a_checkout_that_is_gone_is_renewed(tmp_path):
+    (tmp_path / "latent-layers").symlink_to(tmp_path / "gone")
+    environment.link_pack(tmp_path, "latent-layers")
+    assert (tmp_path / "latent-layers").resolve() == ROOT
+
+
 # download
 
 
@@ -163,6 +169,11 @@ def test_the_right_hash_gets_past_the_check(index, tmp_path):
 )
 def test_a_failure_of_pip_says_what_to_do(log, words):
     assert words in environment.explain(log)
+
+
+def test_a_retry_that_went_well_is_not_the_reason():
+    log = "WARNING: Retrying after connection broken by NewConnectionError\n" + "Collecting\n" * 5000
+    assert "network" not in environment.explain(log + "No matching distribution found for comfy-aimdo==0.4.11")
 
 
 def test_without_a_network_the_error_says_so(tmp_path, monkeypatch):
