@@ -16,7 +16,7 @@ from ..masks.grid import Window, as_mask, check_aspect, check_batch, check_paint
 from .blocks import Block, select
 from .keep_source import WHO as KEEP_SOURCE
 from .keep_source import KeepSource
-from .key_mask import WINDOWS_KEY, KeyMask, KeyMaskPatch
+from .key_mask import REPLACED_KEY, WINDOWS_KEY, KeyMask, KeyMaskPatch
 from .schedule import PercentRange, check_range, guidance_at, guided
 
 KEY_MASK = "Key-Masked Self-Attention"
@@ -49,7 +49,7 @@ def _self_attentions(unet: UNetModel) -> Iterator[Block]:
     middle = [unet.middle_block] if unet.middle_block is not None else []
     for side, modules in (("input", unet.input_blocks), ("middle", middle), ("output", unet.output_blocks)):
         for number, module in enumerate(modules):
-            for layer in module:
+            for layer in module.children():
                 resizes = isinstance(layer, ResBlock) and layer.updown
                 if isinstance(layer, (Downsample, Upsample)) or resizes:
                     level += 1 if side == "input" else -1
@@ -105,6 +105,7 @@ def _patched(model_options: dict[str, Any], patch: "Stack", conds: list, x: Tens
         transformer["optimized_attention_override"] = partial(_attend, joined, previous)
         patches["attn1_output_patch"] = [joined.forget, *patches.get("attn1_output_patch", [])]
     transformer[WINDOWS_KEY] = _windows(conds, x)
+    transformer[REPLACED_KEY] = frozenset(transformer.get("patches_replace", {}).get("attn1", ()))
     return options
 
 

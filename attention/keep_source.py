@@ -158,7 +158,8 @@ class KeepSource:
         """Around the sampler: prepare the run, keep the source in what is returned."""
         schedule = sigmas.tolist()  # read before: uni_pc writes into the schedule that it is given
         sampling = guider.inner_model.model_sampling
-        run = KeepSourceRun(self.trajectory, to_grid(self.mask, *noise.shape[-2:]), schedule, noise)
+        mask = to_grid(self.mask, noise.shape[-2], noise.shape[-1])
+        run = KeepSourceRun(self.trajectory, mask, schedule, noise)
         extra_args["model_options"]["transformer_options"][self._run_key] = run
         samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         if self.range.contains(sampling, schedule[-1]):

@@ -35,6 +35,9 @@ NEGLIGIBLE = -1.0e4
 # conditioning covers (conditionings with an area see a crop): {uuid: Window}.
 WINDOWS_KEY = "latent_layers_windows"
 
+# Likewise the blocks whose self-attention another pack has replaced: (side, number[, depth]).
+REPLACED_KEY = "latent_layers_replaced"
+
 
 def kept_keys(masked: Tensor) -> Tensor:
     """Which keys exist in mode exclude, M (B, N) -> bool (B, N): those below 0.5.
@@ -82,7 +85,7 @@ class Layout(NamedTuple):
     keys: int  # height * width, or more where another patch has appended keys
     chunks: int  # conditionings in this batch, in any order
     images: int  # images per conditioning
-    fixed: bool  # keys may not be dropped (another patch has cut the queries into tiles)
+    fixed: bool  # keys may not be dropped: another patch works on queries in tiles, or on q, k and v
     windows: tuple[Window, ...] | None  # one per chunk, where conditionings see crops
 
 
@@ -146,7 +149,7 @@ def make_plan(masks: Sequence[KeyMask], layout: Layout) -> Plan:
             bias = hidden if bias is None else bias + hidden
         elif not bool(kept.all()):
             index, padding = _key_index(kept)
-            keys, values, bias = (_take(t, index) for t in (keys, values, bias))
+            keys, values, bias = (None if t is None else take(t, index) for t in (keys, values, bias))
             if padding is not None:
                 bias = padding if bias is None else bias + padding
     if bias is not None and not bool(bias.any()):
@@ -176,10 +179,8 @@ def _key_index(kept: Tensor) -> tuple[Tensor, Tensor | None]:
     return index, torch.where(surplus, NEGLIGIBLE, 0.0) if bool(surplus.any()) else None
 
 
-def _take(tokens: Tensor | None, index: Tensor) -> Tensor | None:
+def take(tokens: Tensor, index: Tensor) -> Tensor:
     """Entries (B, N) or hidden states (B, N, C) at an index (n,) or (B, n) of tokens."""
-    if tokens is None:
-        return None
     if index.ndim == 1:
         return tokens.index_select(1, index)
     tokens = tokens.expand(len(index), *tokens.shape[1:])
@@ -212,7 +213,7 @@ class KeyMaskPatch:
         if plan is None:
             return q, k, v
         if plan.index is not None:
-            k, v = _take(k, plan.index), _take(v, plan.index)
+            k, v = take(k, plan.index), take(v, plan.index)
         if plan.queries is not None:
             q = q * plan.queries
         if plan.keys is not None:
@@ -228,19 +229,19 @@ class KeyMaskPatch:
         acting = tuple(i for i, mask in enumerate(self.masks) if mask.blocks is None or block in mask.blocks)
         if not acting:
             return None
-        key = (acting, self._layout(q, k, extra), k.device, k.dtype)
+        key = (acting, self._layout(q, k, block, extra), k.device, k.dtype)
         plan = self._plans.get(key)
         if plan is None:
             plan = make_plan([self.masks[i] for i in acting], key[1]).on(k.device, k.dtype)
             self._plans[key] = plan
         return plan
 
-    def _layout(self, q: Tensor, k: Tensor, extra: dict[str, Any]) -> Layout:
+    def _layout(self, q: Tensor, k: Tensor, block: tuple[Any, ...], extra: dict[str, Any]) -> Layout:
         batch, _, height, width = extra["activations_shape"]
         if k.shape[0] != batch or k.shape[1] < height * width:
             raise ValueError(
                 f"Key-Masked Self-Attention: another patch has left {k.shape[0]}x{k.shape[1]} keys of "
-                f"{batch}x{height * width} in block {extra['block']}, so it is unknown where they are in the "
+                f"{batch}x{height * width} in block {block}, so it is unknown where they are in the "
                 f"picture; take that patch off this model"
             )
         batches = {len(mask.mask) for mask in self.masks} - {1}
@@ -253,7 +254,10 @@ class KeyMaskPatch:
             )
         windows = extra.get(WINDOWS_KEY)
         crops = tuple(windows.get(uuid, WHOLE) for uuid in extra["uuids"]) if windows else None
-        return Layout(height, width, k.shape[1], batch // images, images, q.shape[0] != k.shape[0], crops)
+        # a replacement may mix what has a row per query with what has a row per key (PAG returns v)
+        replaced = extra.get(REPLACED_KEY, ())
+        fixed = q.shape[0] != k.shape[0] or block in replaced or block[:2] in replaced
+        return Layout(height, width, k.shape[1], batch // images, images, fixed, crops)
 
     def attend(self, attention: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Call an attention function of the host, with the bias that this block has left, if any.

@@ -123,6 +123,6 @@ def union(*masks: Tensor | None) -> Tensor:
     joined = given[0]
     for mask in given[1:]:
         if mask.shape[-2:] != joined.shape[-2:]:
-            mask = to_grid(mask, *joined.shape[-2:])
+            mask = to_grid(mask, joined.shape[-2], joined.shape[-1])
         joined = torch.maximum(joined, mask)
     return joined

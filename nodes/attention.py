@@ -91,10 +91,20 @@ class KeyMaskedSelfAttention(io.ComfyNode):
         cls, model, mask, mode, guidance, start_percent, end_percent, artifact_end, guidance_end, blocks,
         artifact_mask=None, ignore_mask=None,
     ) -> io.NodeOutput:  # fmt: skip
-        ranges = {"start": start_percent, "end": end_percent, "artifact_end": artifact_end}
-        masks = {"artifact_mask": artifact_mask, "ignore_mask": ignore_mask}
-        guidances = {"guidance": guidance, "guidance_end": guidance_end if guidance_end >= 0 else None}
-        return io.NodeOutput(apply_key_mask(model, mask, mode=mode, blocks=blocks, **guidances, **ranges, **masks))
+        patched = apply_key_mask(
+            model,
+            mask,
+            mode=mode,
+            guidance=guidance,
+            guidance_end=guidance_end if guidance_end >= 0 else None,
+            start=start_percent,
+            end=end_percent,
+            artifact_mask=artifact_mask,
+            artifact_end=artifact_end,
+            ignore_mask=ignore_mask,
+            blocks=blocks,
+        )
+        return io.NodeOutput(patched)
 
 
 class KeepSource(io.ComfyNode):

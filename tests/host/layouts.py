@@ -69,7 +69,7 @@ def fill(module: torch.nn.Module, seed: int) -> None:
         if parameter.ndim > 1:
             fan_in = parameter[0].numel()
             # peaked attention, so that masking it makes a difference that can be measured
-            scale = 3.0 if name.endswith(("to_q.weight", "to_k.weight")) else 1.0
+            scale = 1.4 if name.endswith(("to_q.weight", "to_k.weight")) else 1.0
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale / fan_in**0.5)
         elif name.endswith("weight"):
             parameter.fill_(1.0)

@@ -1,0 +1,430 @@
+"""Key-Masked Self-Attention inside the real host, on narrow models of the real layouts."""
+
+import comfy.ldm.modules.attention as host_attention
+import comfy.samplers
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from latent_layers.attention.host import KeyMaskGuidance, apply_key_mask, self_attentions
+from latent_layers.attention.key_mask import KeyMask, KeyMaskPatch
+from latent_layers.attention.schedule import PercentRange
+from latent_layers.nodes.attention import KeyMaskedSelfAttention
+
+from . import layouts
+
+MODES = ("multiply", "exclude", "soft")
+SIGMAS = (14.6, 5.0, 1.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def sd15():
+    return layouts.narrow("sd15")
+
+
+@pytest.fixture(scope="module")
+def sdxl():
+    return layouts.narrow("sdxl")
+
+
+def sample(model, name="sd15", batch=1, size=(16, 24), cfg=1.0, sigmas=SIGMAS, positive=None, picture=None):
+    """Euler from noise, as the host's samplers do it -> latent (B, 4, h, w); `picture`: only that one of the batch."""
+    latent, noise = layouts.latents(batch, *size), layouts.latents(batch, *size, seed=5)
+    if picture is not None:
+        latent, noise = latent[picture : picture + 1], noise[picture : picture + 1]
+    with torch.inference_mode():
+        return comfy.samplers.sample(
+            model,
+            noise,
+            positive or layouts.conditioning(name),
+            layouts.conditioning(name, seed=9),
+            cfg,
+            model.load_device,
+            comfy.samplers.sampler_object("euler"),
+            torch.tensor(sigmas),
+            model.model_options,
+            latent_image=latent,
+            disable_pbar=True,
+            seed=1,
+        )
+
+
+def mask(height=128, width=192):
+    return layouts.box(height, width, 0.25, 0.75, 0.25, 0.75)
+
+
+def difference(a, b):
+    return (a - b).abs().max().item()
+
+
+def watch_keys(model):
+    """Records, per self-attention, the hidden states that its `to_k` is given; -> (records, handles)."""
+    seen, handles = {}, []
+    for block in self_attentions(model, "test"):
+        unet = model.model.diffusion_model
+        module = unet.middle_block if block.side == "middle" else getattr(unet, f"{block.side}_blocks")[block.number]
+        transformer = next(m for m in module.children() if isinstance(m, host_attention.SpatialTransformer))
+        to_k = transformer.transformer_blocks[block.depth].attn1.to_k
+        handles.append(
+            to_k.register_forward_pre_hook(lambda _, given, key=block.key: seen.setdefault(key, []).append(given[0]))
+        )
+    return seen, handles
+
+
+def masked_keys(model, **kwargs):
+    """Keys of the blocks in which some hidden state was exactly 0 for `to_k`, and tokens per block."""
+    seen, handles = watch_keys(model)
+    try:
+        sample(model, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    hit = {key for key, given in seen.items() if any(bool((g == 0).all(-1).any()) for g in given)}
+    return hit, {key: [g.shape[:2] for g in given] for key, given in seen.items()}
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+@pytest.mark.parametrize("size", [(64, 96), (96, 64), (65, 97)])
+def test_every_self_attention_is_reached(name, size, request):
+    model = request.getfixturevalue(name)
+    patched = apply_key_mask(model, layouts.box(size[0] * 8, size[1] * 8, 0.2, 0.8, 0.2, 0.8), guidance=1.0, end=1.0)
+    hit, tokens = masked_keys(patched, name=name, size=size, sigmas=(14.6, 0.0))
+    assert len(hit) == len(tokens) == layouts.SELF_ATTENTIONS[name]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_odd_sizes_in_every_mode(name, mode, request):
+    model = request.getfixturevalue(name)
+    patched = apply_key_mask(model, mask(17 * 8, 25 * 8), mode=mode, guidance=1.0)
+    result = sample(patched, name, size=(17, 25))
+    assert torch.isfinite(result).all() and difference(result, sample(model, name, size=(17, 25))) > 1e-2
+
+
+def test_chosen_blocks_only(sdxl):
+    hit, _ = masked_keys(apply_key_mask(sdxl, mask(), guidance=1.0, blocks="d7.0-4,mid"), name="sdxl")
+    assert len(hit) == 15 and {key[:2] for key in hit} == {("input", 7), ("middle", 0)}
+
+
+def test_exclude_gives_fewer_keys(sd15):
+    _, tokens = masked_keys(apply_key_mask(sd15, mask(), mode="exclude", guidance=1.0))
+    assert tokens[("input", 1, 0)][0] == (1, 16 * 24 * 3 // 4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+def test_guidance_is_the_formula(sd15, mode, cfg):
+    """One step to sigma 0 returns the prediction: result = cfg + g * (masked - plain) on the positive prompt."""
+    step = {"sigmas": (5.0, 0.0)}
+    plain, masked = sample(sd15, **step), sample(apply_key_mask(sd15, mask(), mode=mode, guidance=1.0), **step)
+    got = sample(apply_key_mask(sd15, mask(), mode=mode, guidance=3.5), cfg=cfg, **step)
+    want = sample(sd15, cfg=cfg, **step) + 3.5 * (masked - plain)
+    assert difference(masked, plain) > 1e-2
+    assert difference(got, want) < 1e-4 * want.abs().max()
+
+
+def test_guidance_costs_one_evaluation_of_the_positive_prompt_and_only_in_range(sd15):
+    def evaluations(model, cfg):
+        seen = []
+        model.add_wrapper(
+            WrappersMP.DIFFUSION_MODEL,
+            lambda executor, x, *args, **kwargs: seen.append(x.shape[0]) or executor(x, *args, **kwargs),
+        )
+        sample(model, cfg=cfg)
+        return sum(seen)
+
+    span = {"start": 0.0, "end": 0.5}  # sigma at 50 % is about 1.6: the first two of three evaluations
+    assert evaluations(apply_key_mask(sd15, mask(), guidance=1.0, **span), 1.0) == 3
+    assert evaluations(apply_key_mask(sd15, mask(), guidance=7.5, **span), 1.0) == 3 + 2
+    assert evaluations(apply_key_mask(sd15, mask(), guidance=7.5, **span), 4.0) == 6 + 2
+
+
+def test_guidance_along_the_range(sd15):
+    sampling = sd15.get_model_object("model_sampling")
+    sigma = sampling.percent_to_sigma(0.4)
+    step = {"sigmas": (sigma, 0.0)}
+    got = sample(apply_key_mask(sd15, mask(), guidance=8.0, guidance_end=2.0, start=0.0, end=0.8), **step)
+    want = sample(apply_key_mask(sd15, mask(), guidance=5.0), **step)
+    assert difference(got, want) < 2e-2 * difference(want, sample(sd15, **step))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_identity(sd15, mode):
+    plain = sample(sd15, cfg=3.0)
+    assert difference(sample(apply_key_mask(sd15, mask(), mode=mode, guidance=0.0), cfg=3.0), plain) == 0.0
+    for g in (1.0, 7.5):
+        late = apply_key_mask(sd15, mask(), mode=mode, guidance=g, start=0.9999, end=1.0)
+        assert difference(sample(late, cfg=3.0, sigmas=(14.6, 1.0)), sample(sd15, cfg=3.0, sigmas=(14.6, 1.0))) == 0.0
+        nothing = KeyMask(torch.zeros(1, 128, 192), mode)
+        patched = sd15.clone()
+        KeyMaskGuidance(nothing, nothing, 0.5, PercentRange(0.0, 1.0), g, g).attach(patched)
+        # at g = 1 the pass itself is patched; at 7.5 the difference of two equal passes is added,
+        # of which one ran in a batch of two: equal only where the batch is not (text CFG 1)
+        cfg = 3.0 if g == 1.0 else 1.0
+        assert difference(sample(patched, cfg=cfg), plain if g == 1.0 else sample(sd15)) == 0.0
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+def test_batches_with_a_mask_each_equal_single_pictures(sd15, mode, guidance):
+    masks = torch.cat([mask(), layouts.box(128, 192, 0.0, 0.4, 0.5, 1.0)])
+    step = {"batch": 2, "sigmas": (5.0, 0.0), "cfg": 3.0}
+    got = sample(apply_key_mask(sd15, masks, mode=mode, guidance=guidance), **step)
+    for i in range(2):
+        alone = sample(apply_key_mask(sd15, masks[i : i + 1], mode=mode, guidance=guidance), picture=i, **step)
+        assert difference(got[i : i + 1], alone) < 1e-3 * alone.abs().max()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_split_batches_give_the_same(name, mode, request, monkeypatch):
+    model = request.getfixturevalue(name)
+    masks = torch.cat([mask(), layouts.box(128, 192, 0.0, 0.4, 0.5, 1.0)])
+    patched = apply_key_mask(model, masks, mode=mode, guidance=1.0)
+    step = {"name": name, "batch": 2, "cfg": 4.0, "sigmas": (5.0, 0.0)}
+    together = sample(patched, **step)
+    monkeypatch.setattr(model.model, "memory_required", lambda *args, **kwargs: 1e30)
+    _, tokens = masked_keys(patched, **step)
+    assert {len(given) for given in tokens.values()} == {2}
+    assert difference(sample(patched, **step), together) < 1e-3 * together.abs().max()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_bf16(name, mode):
+    model = layouts.narrow(name, torch.bfloat16)
+    masks = torch.cat([mask(), layouts.box(128, 192, 0.0, 0.4, 0.5, 1.0)])
+    result = sample(apply_key_mask(model, masks, mode=mode, guidance=2.0), name, batch=2, cfg=3.0)
+    assert torch.isfinite(result).all() and difference(result, sample(model, name, batch=2, cfg=3.0)) > 1e-2
+
+
+def test_an_interrupted_run_leaves_nothing(sd15):
+    patched = apply_key_mask(sd15, mask(), mode="soft", guidance=7.5)
+    before = sample(patched)
+    guide = patched.model_options["sampler_post_cfg_function"][0].__self__
+    assert not guide.late.patch._plans
+
+    broken = patched.clone()
+    calls = []
+
+    def interrupt(executor, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise InterruptedError
+        return executor(*args, **kwargs)
+
+    broken.add_wrapper(WrappersMP.DIFFUSION_MODEL, interrupt)
+    with pytest.raises(InterruptedError):
+        sample(broken)
+    assert not guide.late.patch._plans and not guide.late.patch.has_pending
+    assert difference(sample(patched), before) == 0.0
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+def test_queued_twice(sd15, mode, guidance):
+    patched = apply_key_mask(sd15, mask(), mode=mode, guidance=guidance)
+    assert difference(sample(patched, cfg=3.0), sample(patched, cfg=3.0)) == 0.0
+
+
+def test_the_model_and_its_other_clones_stay_unpatched(sd15):
+    plain, other = sample(sd15, cfg=3.0), sd15.clone()
+    patched = apply_key_mask(sd15, mask(), guidance=1.0)
+    sample(patched, cfg=3.0)
+    for model in (sd15, other, sd15.clone()):
+        assert difference(sample(model, cfg=3.0), plain) == 0.0
+        assert (
+            not model.wrappers and not model.callbacks and "patches" not in model.model_options["transformer_options"]
+        )
+    assert "attn1_patch" not in patched.model_options["transformer_options"].get("patches", {})
+
+
+def test_two_masks_on_one_model(sd15):
+    left, right = layouts.box(128, 192, 0.2, 0.8, 0.1, 0.4), layouts.box(128, 192, 0.2, 0.8, 0.6, 0.9)
+    one = apply_key_mask(sd15, left, mode="exclude", guidance=1.0)
+    both = sample(apply_key_mask(one, right, mode="exclude", guidance=1.0))
+    assert (
+        difference(both, sample(apply_key_mask(sd15, torch.maximum(left, right), mode="exclude", guidance=1.0))) == 0.0
+    )
+    mixed = apply_key_mask(apply_key_mask(sd15, left, guidance=1.0), right, mode="soft", guidance=7.5)
+    results = [sample(m) for m in (sd15, one, apply_key_mask(sd15, right, mode="soft", guidance=7.5), mixed)]
+    assert all(difference(results[3], other) > 1e-2 for other in results[:3])
+
+
+def test_artifact_and_ignore_masks_are_part_of_the_key_mask(sd15):
+    left, right = layouts.box(128, 192, 0.2, 0.8, 0.1, 0.4), layouts.box(128, 192, 0.2, 0.8, 0.6, 0.9)
+    union = torch.maximum(left, right)
+
+    def run(*masks, sigma, **options):
+        return sample(apply_key_mask(sd15, *masks, guidance=1.0, **options), sigmas=(sigma, 0.0))
+
+    early, late = 10.0, 1.0  # 50 % lies between
+    assert difference(run(left, sigma=early, artifact_mask=right), run(union, sigma=early)) == 0.0
+    assert difference(run(left, sigma=late, artifact_mask=right), run(left, sigma=late)) == 0.0
+    for sigma in (early, late):
+        assert difference(run(left, sigma=sigma, ignore_mask=right), run(union, sigma=sigma)) == 0.0
+
+
+def test_a_conditioning_with_an_area_sees_its_crop(sd15):
+    right = layouts.box(128, 192, 0.25, 0.75, 0.5, 1.0)
+    left_half = layouts.conditioning("sd15", area=(16, 12, 0, 0), strength=1.0)
+    plain = sample(sd15, positive=left_half)
+    assert difference(sample(apply_key_mask(sd15, right, guidance=1.0), positive=left_half), plain) == 0.0
+    left = right.flip(2)
+    assert difference(sample(apply_key_mask(sd15, left, guidance=1.0), positive=left_half), plain) > 1e-2
+
+
+@pytest.mark.parametrize("backend", ["attention_basic", "attention_sub_quad", "attention_split", "attention_pytorch"])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_attention_backend_agrees(sd15, mode, backend, monkeypatch):
+    masks = torch.cat([mask(), layouts.box(128, 192, 0.0, 0.4, 0.5, 1.0)])
+    patched = apply_key_mask(sd15, masks, mode=mode, guidance=1.0)
+    step = {"batch": 2, "sigmas": (5.0, 0.0), "cfg": 3.0}
+    want = sample(patched, **step)
+    function = getattr(host_attention, backend)
+    monkeypatch.setattr(host_attention, "optimized_attention", function)
+    monkeypatch.setattr(host_attention, "optimized_attention_masked", function)
+    assert difference(sample(patched, **step), want) < 1e-3 * want.abs().max()
+
+
+@pytest.mark.parametrize("backend", ["attention_flash", "attention_xformers", "attention_sage"])
+def test_backends_that_cannot_take_a_row_of_biases_are_left_out(sd15, backend, monkeypatch):
+    """They are not installed everywhere: a stand-in under their name, that refuses masks."""
+    plain_calls = []
+
+    def stand_in(q, k, v, heads, mask=None, **kwargs):
+        assert mask is None
+        plain_calls.append(k.shape[1])
+        return host_attention.attention_pytorch(q, k, v, heads, **kwargs)
+
+    stand_in.__name__ = backend
+    stand_in = host_attention.wrap_attn(stand_in)
+    patched = apply_key_mask(sd15, mask(), mode="soft", guidance=1.0)
+    want = sample(patched)
+    monkeypatch.setattr(host_attention, "optimized_attention", stand_in)
+    assert difference(sample(patched), want) == 0.0
+    assert set(plain_calls) == {7}  # the prompt's tokens: cross-attention stays with the backend
+
+
+def test_patches_of_others_stay(sd15):
+    calls = {"attn1": 0, "override": 0, "output": 0}
+
+    def count(name, result):
+        calls[name] += 1
+        return result
+
+    model = sd15.clone()
+    model.set_model_attn1_patch(lambda q, k, v, extra: count("attn1", (q, k * 0.9, v)))
+    model.set_model_attn1_output_patch(lambda n, extra: count("output", n))
+    model.model_options["transformer_options"]["optimized_attention_override"] = lambda f, *args, **kwargs: count(
+        "override", f(*args, **kwargs)
+    )
+    alone = sample(model)
+    expected = {"attn1": 48, "override": 96, "output": 48}  # 3 evaluations; the override sees cross-attention too
+    assert calls == expected
+    calls.update(dict.fromkeys(calls, 0))
+    both = sample(apply_key_mask(model, mask(), mode="soft", guidance=1.0))
+    assert calls == expected
+    assert difference(both, alone) > 1e-2
+    assert difference(both, sample(apply_key_mask(sd15, mask(), mode="soft", guidance=1.0))) > 1e-2
+
+
+def neighbours():
+    from comfy_extras import nodes_freelunch, nodes_hypertile, nodes_pag, nodes_tomesd
+
+    return {
+        "PAG": lambda m: nodes_pag.PerturbedAttentionGuidance.execute(m, 3.0)[0],
+        "HyperTile": lambda m: nodes_hypertile.HyperTile.execute(m, 64, 2, 0, False)[0],
+        "ToMe": lambda m: nodes_tomesd.TomePatchModel.execute(m, 0.5)[0],
+        "FreeU": lambda m: nodes_freelunch.FreeU_V2.execute(m, 1.3, 1.4, 0.9, 0.2)[0],
+    }
+
+
+@pytest.mark.parametrize("other", ["PAG", "HyperTile", "ToMe", "FreeU"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+def test_beside_the_hosts_own_patches(sd15, other, mode, guidance):
+    apply = neighbours()[other]
+
+    def run(model):
+        torch.manual_seed(0)  # ToMe and HyperTile draw their tiles from the global generator
+        return sample(model, size=(16, 32), cfg=3.0)
+
+    mask_ = mask(128, 256)
+    alone = run(apply(sd15))
+    if other != "FreeU":  # acts on the channel counts of the full-size model only
+        assert difference(alone, run(sd15)) > 1e-3
+    first = run(apply(apply_key_mask(sd15, mask_, mode=mode, guidance=guidance)))
+    second = run(apply_key_mask(apply(sd15), mask_, mode=mode, guidance=guidance))
+    assert torch.isfinite(first).all()
+    assert difference(first, second) < 1e-4 * first.abs().max()
+    assert difference(first, alone) > 1e-2
+
+
+def test_hypertile_masks_the_keys_it_deals_out(sd15):
+    """In tiles the keys stay where they are: multiply reaches the same hidden states as without."""
+    hidden = layouts.box(128, 256, 0.0, 0.5, 0.0, 0.5)  # whole cells, down to the 2x4 grid of the middle block
+    tiled = neighbours()["HyperTile"](apply_key_mask(sd15, hidden, guidance=1.0))
+    hit, _ = masked_keys(tiled, size=(16, 32))
+    assert len(hit) == 16
+
+
+class NoUNet:
+    """What the check sees of a model of another family."""
+
+    class Flux(torch.nn.Module):
+        diffusion_model = torch.nn.Linear(4, 4)
+
+    model = Flux()
+
+
+def test_errors_of_the_node(sd15):
+    good = {"guidance": 1.0}
+    for bad, options, text in [
+        (torch.zeros(1, 64, 64), {}, r"Key-Masked Self-Attention: mask is empty \(all 0\); paint the area to remove"),
+        (torch.ones(1, 64, 64), {}, "mask is full"),
+        (mask(), {"start": 0.8, "end": 0.2}, "start is 0.8 and end is 0.2"),
+        (mask(), {"blocks": "d3"}, "this model has self-attention in d1 d2 d4 d5 d7 d8 m0 u3"),
+        (mask(), {"mode": "blur"}, "mode is 'blur'"),
+        (mask(), {"ignore_mask": 1 - mask()}, "cover the whole picture together"),
+        (mask(), {"artifact_mask": torch.zeros(1, 64, 64)}, "artifact_mask is 64x64, another shape"),
+        (torch.cat([mask()] * 3), {"ignore_mask": torch.cat([mask()] * 2)}, "ignore_mask has a batch of 2 for 3"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            apply_key_mask(sd15, bad, **good, **options)
+    with pytest.raises(ValueError, match="the model is a Flux without UNet self-attention; use a checkpoint"):
+        apply_key_mask(NoUNet(), mask())
+
+
+def test_errors_before_the_model_is_loaded(sd15, monkeypatch):
+    monkeypatch.setattr(comfy.samplers.comfy.sampler_helpers, "prepare_sampling", None)
+    with pytest.raises(ValueError, match="mask is 64x64, another shape than the latent's 24x16"):
+        sample(apply_key_mask(sd15, mask(64, 64)))
+    with pytest.raises(ValueError, match="mask has a batch of 2 for 3 image"):
+        sample(apply_key_mask(sd15, torch.cat([mask()] * 2)), batch=3)
+
+
+def test_the_node(sd15):
+    settings = {"mode": "exclude", "guidance": 3.0, "start_percent": 0.0, "end_percent": 0.8, "artifact_end": 0.5}
+    (patched,) = KeyMaskedSelfAttention.execute(
+        sd15, mask(), **settings, guidance_end=-1.0, blocks="all", artifact_mask=None, ignore_mask=None
+    ).args
+    assert difference(sample(patched), sample(apply_key_mask(sd15, mask(), mode="exclude", guidance=3.0))) == 0.0
+    schema = KeyMaskedSelfAttention.define_schema()
+    assert all(i.tooltip for i in schema.inputs)
+
+
+def test_patch_is_one_object_per_pass(sd15):
+    """What the host finds in a masked pass: one patch of ours, after those of others."""
+    found = []
+    model = sd15.clone()
+    model.set_model_attn1_patch(lambda q, k, v, extra: (q, k, v))
+    patched = apply_key_mask(apply_key_mask(model, mask(), guidance=1.0), mask().flip(1), guidance=1.0)
+    patched.add_wrapper(
+        WrappersMP.DIFFUSION_MODEL,
+        lambda executor, x, t, c, y, control, options, **kw: (
+            found.append(options["patches"]["attn1_patch"]) or executor(x, t, c, y, control, options, **kw)
+        ),
+    )
+    sample(patched)
+    assert all([isinstance(p, KeyMaskPatch) for p in patches] == [False, True] for patches in found)
