@@ -23,7 +23,7 @@ DEVTOOLS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "devtools")
 def main(arguments):
     """Set up, then run the command's script; returns the exit status."""
     if not arguments or arguments[0] not in (*SCRIPTS, "setup"):
-        print(__doc__.strip(), file=sys.stdout if arguments[:1] in (["-h"], ["--help"]) else sys.stderr)
+        print((__doc__ or "").strip(), file=sys.stdout if arguments[:1] in (["-h"], ["--help"]) else sys.stderr)
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     if sys.version_info < (3, 10):
         print("dev.py needs Python 3.10 or later, this is %d.%d." % sys.version_info[:2], file=sys.stderr)

@@ -115,7 +115,7 @@ class Client:
 
 
 async def _follow(
-    socket: aiohttp.ClientWebSocketResponse, result: Result, graph: Graph, report: Callable[[Progress], None]
+    socket: "aiohttp.ClientWebSocketResponse[bool]", result: Result, graph: Graph, report: Callable[[Progress], None]
 ) -> None:
     """Read events until the graph has ended, filling `result`.
 

@@ -59,7 +59,7 @@ class HostServer:
         self.timeout = timeout
         self.log = folder / "server.log"
         self.url = ""
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> "HostServer":
         return self.start()
