@@ -24,7 +24,7 @@ from . import ddim
 from .trajectory import ModelFamily, Trajectory, descending, same_sigma
 
 MAX_REFINEMENTS = 5
-_WRAPPER_KEY = "latent_layers"
+_WRAPPER_KEY = "latent_layers_recording"
 _Wrappers = comfy.patcher_extension.WrappersMP
 
 
@@ -34,7 +34,7 @@ def model_family(model: comfy.model_patcher.ModelPatcher, where: str) -> ModelFa
     `where` names the node in errors. Raises ValueError for other families, whose x(σ)
     follows another equation than inversion and sampling from a trajectory assume.
     """
-    sampling = model.get_model_object("model_sampling")
+    sampling: Any = model.get_model_object("model_sampling")
     # The host mixes schedule and prediction into a class of its own: ask which base predicts.
     prediction = next(base for base in type(sampling).__mro__ if "calculate_denoised" in vars(base))
     if prediction not in (comfy.model_sampling.EPS, comfy.model_sampling.V_PREDICTION):
@@ -42,13 +42,17 @@ def model_family(model: comfy.model_patcher.ModelPatcher, where: str) -> ModelFa
             f"{where}: the model predicts {prediction.__name__}; only ε- and v-prediction models can be inverted: "
             "use a checkpoint of the SD 1.x, SD 2.x or SDXL family"
         )
-    latent_format = model.get_model_object("latent_format")
+    latent_format = _latent_format(model)
     return ModelFamily(
         latent_format=type(latent_format).__name__,
         channels=latent_format.latent_channels,
         prediction=prediction.__name__,
         sigma_max=float(sampling.sigma_max),
     )
+
+
+def _latent_format(model: comfy.model_patcher.ModelPatcher) -> Any:
+    return model.get_model_object("latent_format")
 
 
 class _Tape:
@@ -65,8 +69,8 @@ class _Tape:
         latent = torch.empty(x.shape, dtype=torch.float32, pin_memory=pinned)
         latent.copy_(x, non_blocking=pinned)
         self._latents.append(latent)
-        # Cloned: some samplers write into the schedule they are given.
-        self._sigmas.append(sigma.reshape(-1)[0].clone())
+        # A copy: some samplers write into the schedule they are given.
+        self._sigmas.append(sigma.reshape(-1)[0].to(torch.float32, copy=True))
 
     def read(self) -> list[tuple[float, Tensor]]:
         """All (σ, x) in the order of recording, x in pageable system memory."""
@@ -162,7 +166,7 @@ def invert(
     # Without a negative and at scale 1 the host evaluates the positive condition only.
     _sample(guider, torch.zeros_like(latent), latent, DDIMInversion(refinements, tape), levels, seed=0)
     recorded = [x for _, x in tape.read()]
-    return Trajectory(levels, recorded[::-1], family, model.get_model_object("latent_format"))
+    return Trajectory(levels, recorded[::-1], family, _latent_format(model))
 
 
 def sample_recording(
@@ -252,7 +256,7 @@ def _recording_options(model_options: dict[str, Any], start: Tensor, tape: _Tape
             # Every sampler of the host reports after the first evaluation of a step. What
             # it evaluated is its state; what it reports is not always (ipndm, ipndm_v and
             # deis report their start at every step, uni_pc another scaling).
-            tape.record(*evaluated)
+            tape.record(*(evaluated or (sigmas[step], x)))
             if callback is not None:
                 callback(step, denoised, x, total_steps)
 

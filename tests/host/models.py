@@ -78,4 +78,4 @@ def _initialise(module: UNetModel, seed: int) -> None:
         else:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
     # A small output keeps x(σ) a gentle curve, as a trained model's is: inversion converges.
-    module.out[-1].weight *= 0.1
+    module.get_parameter("out.2.weight").mul_(0.1)

@@ -36,12 +36,13 @@ def picture(batch: int = 1, height: int = 10, width: int = 14, seed: int = 5) ->
 
 def invert(model, latent, sigmas, refinements=0, conditioning=None):
     conditioning = tiny_conditioning() if conditioning is None else conditioning
-    return nodes.Invert.execute(model, conditioning, latent, sigmas, refinements).result[0]
+    return nodes.Invert.execute(model, conditioning, latent, sigmas, refinements)[0]
 
 
 def retrace(model, trajectory, sigmas, sampler="euler"):
-    guider = host_nodes.BasicGuider.execute(model, tiny_conditioning()).result[0]
-    return nodes.Sample.execute(guider, comfy.samplers.sampler_object(sampler), sigmas, trajectory).result
+    guider = host_nodes.BasicGuider.execute(model, tiny_conditioning())[0]
+    output = nodes.Sample.execute(guider, comfy.samplers.sampler_object(sampler), sigmas, trajectory)
+    return output[0], output[1]
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -114,7 +115,7 @@ def test_equals_the_step_on_the_hosts_model(model):
 def test_either_direction_of_the_schedule(model):
     sigmas, latent = schedule(model), picture()
     down = invert(model, latent, sigmas)
-    up = invert(model, latent, host_nodes.FlipSigmas.execute(sigmas).result[0])
+    up = invert(model, latent, host_nodes.FlipSigmas.execute(sigmas)[0])
     assert torch.equal(up.sigmas, sigmas)
     assert torch.equal(up.noisiest, down.noisiest)
 
@@ -122,7 +123,7 @@ def test_either_direction_of_the_schedule(model):
 def test_only_the_lower_part_of_a_schedule(model):
     """A layer needs its inversion only up to where it is fused."""
     sigmas, latent = schedule(model), picture()
-    low = host_nodes.SplitSigmas.execute(sigmas, 5).result[1]
+    low = host_nodes.SplitSigmas.execute(sigmas, 5)[1]
     whole, part = invert(model, latent, sigmas), invert(model, latent, low)
     assert part.steps == 3
     assert all(torch.equal(mine, whole.at(float(sigma))) for mine, sigma in zip(part.latents, low, strict=True))
@@ -182,10 +183,10 @@ def test_trajectory_to_latent(model):
     sigmas, latent = schedule(model, 6), picture(2)
     trajectory = invert(model, latent, sigmas)
     for step in (0, 3, 6):
-        (out,) = nodes.TrajectoryToLatent.execute(trajectory, step).result
+        out = nodes.TrajectoryToLatent.execute(trajectory, step)[0]
         assert out["samples"].device == comfy.model_management.intermediate_device()
         assert torch.equal(out["samples"], model.model.process_latent_out(trajectory.latents[6 - step]))
-    torch.testing.assert_close(nodes.TrajectoryToLatent.execute(trajectory).result[0]["samples"], latent["samples"])
+    torch.testing.assert_close(nodes.TrajectoryToLatent.execute(trajectory)[0]["samples"], latent["samples"])
     with pytest.raises(ValueError, match=r"^Trajectory To Latent: step is 7, .*0 .*to 6"):
         nodes.TrajectoryToLatent.execute(trajectory, 7)
 

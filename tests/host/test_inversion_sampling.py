@@ -1,12 +1,13 @@
 """Sample through the node: every sampler of the host, recorded, against the host's own sampling."""
 
 import comfy.model_management
+import comfy.model_patcher
 import comfy.samplers
 import comfy.utils
 import comfy_extras.nodes_custom_sampler as host_nodes
 import pytest
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrappersMP, add_wrapper
 
 from latent_layers.inversion.trajectory import Trajectory
 from latent_layers.nodes import trajectory as nodes
@@ -74,28 +75,27 @@ def start(model, sigmas, batch: int = 1, height: int = 8, width: int = 10) -> tu
 
 
 def basic_guider(model, batch: int = 1):
-    return host_nodes.BasicGuider.execute(model, tiny_conditioning(batch)).result[0]
+    return host_nodes.BasicGuider.execute(model, tiny_conditioning(batch))[0]
 
 
 def cfg_guider(model):
     negative = tiny_conditioning(seed=2)
-    return host_nodes.CFGGuider.execute(model, tiny_conditioning(), negative, 3.0).result[0]
+    return host_nodes.CFGGuider.execute(model, tiny_conditioning(), negative, 3.0)[0]
 
 
 def sample(guider, sampler, sigmas, trajectory, seed=0):
     if isinstance(sampler, str):
         sampler = comfy.samplers.sampler_object(sampler)
-    trajectory, latent = nodes.Sample.execute(guider, sampler, sigmas, trajectory, seed).result
-    return trajectory, latent["samples"]
+    output = nodes.Sample.execute(guider, sampler, sigmas, trajectory, seed)
+    return output[0], output[1]["samples"]
 
 
 def host_sample(guider, sampler, sigmas, latent):
     """The host's own way: no noise added, so it starts at the latent itself."""
-    noise = host_nodes.DisableNoise.execute().result[0]
+    noise = host_nodes.DisableNoise.execute()[0]
     sampler = comfy.samplers.sampler_object(sampler)
     # a copy: the host's uni_pc writes into the schedule
-    out = host_nodes.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas.clone(), latent)
-    return out.result[0]["samples"]
+    return host_nodes.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas.clone(), latent)[0]["samples"]
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -197,7 +197,8 @@ def test_parts_make_the_whole(model):
     sigmas = schedule(model)
     trajectory, _ = start(model, sigmas)
     whole, result = sample(basic_guider(model), "euler", sigmas, trajectory)
-    high, low = host_nodes.SplitSigmas.execute(sigmas, 4).result
+    split = host_nodes.SplitSigmas.execute(sigmas, 4)
+    high, low = split[0], split[1]
     upper, middle = sample(basic_guider(model), "euler", high, trajectory)
     assert torch.equal(upper.sigmas, high)  # below, the old way belongs to another picture
     assert torch.equal(middle, model.model.process_latent_out(upper.latents[-1]))
@@ -240,7 +241,8 @@ def test_inputs_stay_as_they_are(model):
     assert vars(guider) == attributes and model.model_options == options
 
 
-def test_records_inside_of_other_wrappers(model):
+@pytest.mark.parametrize("on_options", [False, True])
+def test_records_inside_of_other_wrappers(model, on_options):
     """What another node does to the sampler's x and result (as Keep Source) is in the record."""
     sigmas = schedule(model)
     trajectory, _ = start(model, sigmas)
@@ -255,8 +257,11 @@ def test_records_inside_of_other_wrappers(model):
         return samples
 
     patched = model.clone()
-    patched.add_wrapper(WrappersMP.PREDICT_NOISE, predict_noise)
-    patched.add_wrapper(WrappersMP.SAMPLER_SAMPLE, sampler_sample)
+    for kind, wrapper in ((WrappersMP.PREDICT_NOISE, predict_noise), (WrappersMP.SAMPLER_SAMPLE, sampler_sample)):
+        if on_options:  # as hooks and some packs do it
+            add_wrapper(kind, wrapper, patched.model_options, is_model_options=True)
+        else:
+            patched.add_wrapper(kind, wrapper)
     sampled, result = sample(basic_guider(patched), "euler", sigmas, trajectory)
     for sigma, x in zip(sigmas[:-1], sampled.latents, strict=False):
         assert (x[..., 0] == sigma).all()
@@ -302,9 +307,7 @@ def test_interrupt_leaves_nothing_behind(model):
 
 def test_refuses_what_does_not_fit_before_any_work(model):
     sigmas = schedule(model)
-    trajectory = nodes.Invert.execute(
-        model, tiny_conditioning(), {"samples": torch.ones(1, 4, 8, 8)}, sigmas[-3:]
-    ).result[0]
+    trajectory = nodes.Invert.execute(model, tiny_conditioning(), {"samples": torch.ones(1, 4, 8, 8)}, sigmas[-3:])[0]
     calls = []
     hook = model.model.diffusion_model.register_forward_pre_hook(lambda module, args: calls.append(1))
     other = tiny_model({"EPS": "v", "V_PREDICTION": "eps"}[trajectory.family.prediction])

@@ -94,7 +94,7 @@ def test_part_shares_latents(trajectory):
 
 def test_continued_replaces_from_a_sigma_on(trajectory):
     new = [torch.ones(2, 4, 9, 5), torch.zeros(2, 4, 9, 5)]
-    edited = trajectory.continued([3.25 * (1 + 1e-6), 1.5], new)
+    edited = trajectory.continued([3.25 * (1 - 1e-6), 1.5], new)
     assert edited.sigmas.tolist() == pytest.approx([14.6146, 7.5, 3.25, 1.5], rel=1e-5)
     assert edited.latents[:2] == trajectory.latents[:2]
     assert edited.latents[2] is new[0] and edited.latents[3] is new[1]
