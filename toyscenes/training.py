@@ -1,0 +1,290 @@
+"""Train the toy checkpoint from nothing: autoencoder, then UNet and text encoder, then the decoder's touch-up.
+
+Each stage writes a checkpoint that a later run goes on from. The learning rate is
+constant and decays over the last quarter, so a longer run can continue a shorter one's
+checkpoint from before its decay.
+"""
+
+import copy
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import comfy.clip_model
+import comfy.ops
+import comfy.sd1_clip
+import comfy.supported_models_base
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_sampling import ModelSamplingDiscrete
+from safetensors.torch import save_file
+from torch import nn
+
+from .autoencoder import CHANNELS, PatchAutoencoder, fit_linear
+from .backgrounds import KINDS
+from .model import TEXT_ENCODER, UNET, WIDTH
+from .scenes import COLOURS, SHAPES, random_scene
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `python dev.py train` does; stored in the weights file."""
+
+    steps: int = 4600
+    batch: int = 16
+    learning_rate: float = 4e-4
+    warm_up: int = 100
+    decay: float = 0.25  # share of the steps, at the end, over which the learning rate falls to 0
+    empty_captions: float = 0.15
+    ema: float = 0.999
+    clip_gradient: float = 1.0
+    linear_pictures: int = 512
+    refinement_steps: int = 600
+    seed: int = 0
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Training scenes by index: uint8 picture (3, 256, 256) and compact token ids (77,)."""
+
+    def __init__(self, count: int, vocabulary: "Vocabulary", empty: float, first: int = 0):
+        self.count, self.vocabulary, self.empty, self.first = count, vocabulary, empty, first
+
+    def __len__(self) -> int:
+        return self.count - self.first
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+        index = position + self.first
+        scene = random_scene(index, stream="training")
+        picture = torch.from_numpy((scene.image() * 255 + 0.5).astype("uint8")).movedim(2, 0)
+        dropped = (index * 0.6180339887) % 1.0 < self.empty  # deterministic and evenly spread
+        return picture, self.vocabulary.encode("" if dropped else scene.caption())
+
+
+class Vocabulary:
+    """The few tokens that captions use, numbered from 1; 0 is every other token."""
+
+    def __init__(self):
+        self.tokenizer = comfy.sd1_clip.SD1Tokenizer()
+        words = ["a an and , on background small large two three four", *COLOURS, *KINDS]
+        for shape in SHAPES:
+            words += [shape, " ".join([shape.split()[0] + "s", *shape.split()[1:]])]
+        found = {token for word in [*words, "crosses"] for token in self._tokens(word)}
+        self.ids = sorted(found)
+        self.number = {token: i + 1 for i, token in enumerate(self.ids)}
+
+    def __len__(self) -> int:
+        return len(self.ids) + 1
+
+    def encode(self, text: str) -> torch.Tensor:
+        """Compact ids (77,) of `text`, as the host's tokenizer splits it."""
+        return torch.tensor([self.number.get(token, 0) for token in self._tokens(text)])
+
+    def _tokens(self, text: str) -> list[int]:
+        return [token for token, _ in self.tokenizer.tokenize_with_weights(text)["l"][0]]
+
+
+class _Layer(comfy.clip_model.CLIPLayer):
+    """The host's layer without its in-place additions, which a backward pass cannot cross."""
+
+    def forward(self, x, mask=None, optimized_attention=None):
+        x = x + self.self_attn(self.layer_norm1(x), mask, optimized_attention)
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Trainee(nn.Module):
+    """UNet, text encoder and compact token embedding, in one module."""
+
+    def __init__(self, vocabulary: int):
+        super().__init__()
+        operations = comfy.ops.disable_weight_init
+        self.unet = UNetModel(**UNET, dtype=torch.float32, operations=operations)
+        self.text = comfy.clip_model.CLIPTextModel(TEXT_ENCODER, torch.float32, "cpu", operations)
+        self.tokens = nn.Embedding(vocabulary, WIDTH)
+        for layer in self.text.text_model.encoder.layers:
+            layer.__class__ = _Layer
+        # the vocabulary's rows stand for the token embedding, and nothing reads the projection
+        self.text.text_model.embeddings.token_embedding = nn.Identity()
+        del self.text.text_projection
+        self.requires_grad_(True)
+        for module in self.modules():
+            _initialise(module)
+        for name, parameter in self.named_parameters():
+            # residual branches begin silent, as in the original UNet
+            if name.endswith(("out_layers.3.weight", "proj_out.weight", "unet.out.2.weight")):
+                nn.init.zeros_(parameter)
+
+    def context(self, ids: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, 77, width) of compact token ids (B, 77)."""
+        embeds = self.tokens(ids)
+        return self.text.text_model(None, embeds=embeds, num_tokens=[1] * len(ids))[0]
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return self.unet(x, timesteps, self.context(ids))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+    elif isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02 if module.weight.shape[0] == 77 else 0.5)
+    elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+        nn.init.ones_(module.weight)
+    if isinstance(getattr(module, "bias", None), nn.Parameter):
+        nn.init.zeros_(module.bias)
+
+
+def learning_rate(step: int, settings: Settings) -> float:
+    """Warm-up, plateau, and a half cosine down to 0 at the end."""
+    start = settings.steps * (1 - settings.decay)
+    fall = 0.5 + 0.5 * math.cos(math.pi * max(0.0, (step - start) / (settings.steps - start)))
+    return settings.learning_rate * min(1.0, (step + 1) / settings.warm_up) * fall
+
+
+def train(settings: Settings, folder: Path, output: Path) -> None:
+    """Train, or go on training, and write the weights file.
+
+    Args:
+        settings: hyper-parameters.
+        folder: for checkpoints; what is there is continued.
+        output: the safetensors file to write.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vocabulary = Vocabulary()
+    autoencoder = _autoencoder(settings, folder)
+    ema, seconds = _diffusion(settings, folder, vocabulary, autoencoder, device)
+    _refine(settings, folder, autoencoder, device)
+    export(ema, vocabulary, autoencoder, settings, seconds, output)
+    print(f"wrote {output.name}: {output.stat().st_size / 2**20:.1f} MiB", flush=True)
+
+
+def _pictures(first: int, count: int) -> torch.Tensor:
+    """(count, 3, 256, 256) in [-1, 1] of the training stream."""
+    images = [torch.from_numpy(random_scene(i, stream="training").image()) for i in range(first, first + count)]
+    return torch.stack(images).movedim(3, 1) * 2 - 1
+
+
+def _autoencoder(settings: Settings, folder: Path) -> PatchAutoencoder:
+    autoencoder = PatchAutoencoder()
+    path = folder / "autoencoder.pt"
+    if path.exists():
+        autoencoder.load_state_dict(torch.load(path))
+        return autoencoder
+    print("autoencoder: principal components", flush=True)
+    fit_linear(autoencoder, _pictures(0, settings.linear_pictures))
+    _save(autoencoder.state_dict(), path)
+    return autoencoder
+
+
+def _diffusion(
+    settings: Settings, folder: Path, vocabulary: Vocabulary, autoencoder: PatchAutoencoder, device: torch.device
+) -> tuple[Trainee, float]:
+    torch.manual_seed(settings.seed)
+    model = Trainee(len(vocabulary)).to(device)
+    ema = copy.deepcopy(model)
+    optimiser = torch.optim.AdamW(model.parameters(), settings.learning_rate, betas=(0.9, 0.99), fused=True)
+    path, first, spent = folder / "diffusion.pt", 0, 0.0
+    if path.exists():
+        state = torch.load(path, map_location=device)
+        for part, name in ((model, "model"), (ema, "ema"), (optimiser, "optimiser")):
+            part.load_state_dict(state[name])
+        first, spent = state["step"], state["seconds"]
+        print(f"diffusion: going on from step {first}", flush=True)
+    model = model.to(memory_format=torch.channels_last)
+    sigmas = ModelSamplingDiscrete().sigmas.to(device)
+    encoder = copy.deepcopy(autoencoder.analysis).to(device)
+    data = Pictures(settings.steps * settings.batch, vocabulary, settings.empty_captions, first * settings.batch)
+    loader = torch.utils.data.DataLoader(data, settings.batch, num_workers=1, prefetch_factor=4)
+    began, losses = time.perf_counter() - spent, []
+    for step, (pictures, ids) in enumerate(loader, first):
+        generator = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
+        with torch.no_grad():
+            z = encoder(pictures.to(device).float() / 127.5 - 1)
+        t = torch.randint(0, len(sigmas), (len(z),), generator=generator, device=device)
+        noise = torch.randn(z.shape, generator=generator, device=device)
+        sigma = sigmas[t].view(-1, 1, 1, 1)
+        x = ((z + sigma * noise) / (sigma**2 + 1).sqrt()).to(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            predicted = model(x, t.float(), ids.to(device))
+        loss = nn.functional.mse_loss(predicted.float(), noise)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), settings.clip_gradient)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, settings)
+        optimiser.step()
+        _follow(ema, model, min(settings.ema, (1 + step) / (10 + step)))
+        losses.append(loss.item())
+        done = step + 1
+        if done % 50 == 0:
+            spent = time.perf_counter() - began
+            print(f"step {done}/{settings.steps}  loss {sum(losses[-50:]) / 50:.4f}  {spent / 60:.1f} min", flush=True)
+        if done % 200 == 0 or done == settings.steps:
+            state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimiser": optimiser.state_dict()}
+            state |= {"step": done, "seconds": time.perf_counter() - began}
+            _save(state, path)
+            if done <= settings.steps * (1 - settings.decay):
+                _save(state, folder / "before_decay.pt")
+    return ema, time.perf_counter() - began
+
+
+@torch.no_grad()
+def _follow(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+
+
+def _refine(settings: Settings, folder: Path, autoencoder: PatchAutoencoder, device: torch.device) -> None:
+    """Train the decoder's touch-up alone; encoder and latents stay what the UNet learned."""
+    path = folder / "refined.pt"
+    if path.exists():
+        autoencoder.load_state_dict(torch.load(path))
+        return
+    torch.manual_seed(settings.seed)
+    autoencoder.to(device)
+    optimiser = torch.optim.AdamW(autoencoder.refinement.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, settings.refinement_steps)
+    for step in range(settings.refinement_steps):
+        pictures = _pictures(1_000_000 + 8 * step, 8).to(device)
+        with torch.no_grad():
+            z = autoencoder.encode(pictures)
+            z = z + 0.03 * torch.randn_like(z)  # latents come from a sampler, never quite clean
+        loss = nn.functional.mse_loss(autoencoder.decode(z), pictures)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if (step + 1) % 50 == 0:
+            psnr = -10 * math.log10(loss.item() / 4)
+            print(f"decoder {step + 1}/{settings.refinement_steps}  {psnr:.1f} dB", flush=True)
+    _save(autoencoder.cpu().state_dict(), path)
+
+
+def export(
+    ema: Trainee, vocabulary: Vocabulary, autoencoder: PatchAutoencoder, settings: Settings, seconds: float, path: Path
+) -> None:
+    """Write half-precision weights, with the settings in the file's metadata."""
+    tensors = {f"unet.{k}": v for k, v in ema.unet.state_dict().items()}
+    tensors |= {f"text.{k}": v for k, v in ema.text.state_dict().items()}
+    rows = ema.tokens.weight.detach()
+    tensors |= {"text.token_rows": rows[1:], "text.unknown_row": rows[:1]}
+    tensors |= {f"vae.{k}": v for k, v in autoencoder.state_dict().items()}
+    tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors["text.token_ids"] = torch.tensor(vocabulary.ids, dtype=torch.int32)
+    training = json.dumps({**asdict(settings), "seconds": round(seconds), "machine": _machine()})
+    temporary = path.with_suffix(".part")
+    save_file(tensors, temporary, metadata={"format": "pt", "training": training})
+    temporary.replace(path)
+
+
+def _machine() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+
+
+def _save(state: dict, path: Path) -> None:
+    temporary = path.with_suffix(".part")
+    torch.save(state, temporary)
+    temporary.replace(path)
