@@ -1,8 +1,11 @@
 """Node classes: schema, validation and one call each. One file per family."""
 
+from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from comfy_api.latest import ComfyExtension, io
+from . import attention, toy, trajectory
+
+NODES: list[type[io.ComfyNode]] = [*trajectory.NODES, *attention.NODES, *toy.NODES]
 
 
 class LatentLayersExtension(ComfyExtension):
@@ -10,4 +13,4 @@ class LatentLayersExtension(ComfyExtension):
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return []
+        return NODES
