@@ -151,9 +151,16 @@ def temporary_server(name: str, options: Sequence[str] = ()) -> Iterator[HostSer
     """
     RUNS.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=RUNS))
-    with _exit_on_sigterm(), HostServer(folder, options) as server:
-        yield server
-    shutil.rmtree(folder, ignore_errors=True)
+    keep = False
+    try:
+        with _exit_on_sigterm(), HostServer(folder, options) as server:
+            yield server
+    except Exception:
+        keep = True  # its log says more
+        raise
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _answers(url: str) -> bool:

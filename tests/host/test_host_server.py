@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import demo
 import host_client
@@ -161,7 +162,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from host_server import temporary_server
 with temporary_server("test-stop") as server:
-    print(server._process.pid, flush=True)
+    print(server._process.pid, server.folder, flush=True)
     sys.stdin.read()
 """
 
@@ -174,10 +175,12 @@ def test_a_signal_to_the_caller_stops_the_host(number):
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert caller.stdout is not None
-    host = int(caller.stdout.readline())
+    pid, folder = caller.stdout.readline().split(maxsplit=1)
+    host = int(pid)
     assert alive(host)
     caller.send_signal(number)
-    assert caller.wait(30) != 0
+    assert caller.wait(60) != 0
+    assert not Path(folder.strip()).exists()
     deadline = time.monotonic() + 5
     while alive(host):
         assert time.monotonic() < deadline, "the host is still running"
