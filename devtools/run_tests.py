@@ -7,6 +7,7 @@ python dev.py test tests/unit/test_x.py
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -83,7 +84,13 @@ def run(stage: Stage, filtered: bool) -> Verdict:
     """Run a stage with its output shown."""
     print(f"\n=== {stage.title}", flush=True)
     start = time.monotonic()
-    code = subprocess.call(stage.command, cwd=pack.ROOT, env=environment(stage))
+    process = subprocess.Popen(stage.command, cwd=pack.ROOT, env=environment(stage))
+    try:
+        code = process.wait()
+    finally:
+        if process.poll() is None:  # we are being ended: pytest gets to run its own clean-up
+            process.terminate()
+            process.wait()
     status = "ok" if code == 0 else f"FAILED (exit status {code})"
     if code == NO_TESTS and stage.word in TIERS and (filtered or not has_tests(stage.word)):
         status = "no tests"
@@ -120,4 +127,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
