@@ -17,7 +17,9 @@ NAME = "latent_layers"
 def load_pack() -> ModuleType:
     """Import the checkout as the package `latent_layers` (torch only, no host)."""
     if NAME not in sys.modules:
-        spec = importlib.util.spec_from_file_location(NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+        spec = importlib.util.spec_from_file_location(
+            NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[NAME] = module

@@ -7,6 +7,7 @@ import pack
 
 
 def main() -> None:
+    """Read the command line and train."""
     pack.load_pack()
     parser = argparse.ArgumentParser(prog="dev.py train", description=__doc__)
     parser.add_argument("--steps", type=int, help="optimiser steps of the diffusion model (default: as shipped)")

@@ -5,6 +5,7 @@ ControlNets, other packs' wrappers, interrupts, previews and progress are the ho
 """
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -160,11 +161,11 @@ def invert(
             "width); encode the picture with the VAE of this checkpoint"
         )
     tape = _Tape()
-    guider = comfy.samplers.CFGGuider(model)
+    guider: Any = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": conditioning})
     guider.set_cfg(1.0)
     # Without a negative and at scale 1 the host evaluates the positive condition only.
-    _sample(guider, torch.zeros_like(latent), latent, DDIMInversion(refinements, tape), levels, seed=0)
+    _sample(guider, torch.zeros_like(latent), latent, DDIMInversion(refinements, tape), levels, seed=0, where=where)
     recorded = [x for _, x in tape.read()]
     return Trajectory(levels, recorded[::-1], family, _latent_format(model))
 
@@ -203,7 +204,7 @@ def sample_recording(
     # Inpainting checkpoints look at the latent image: show them the picture, not noise.
     picture = trajectory.latent_at_step(0) if trajectory.sigmas[-1] == 0 else torch.zeros_like(start)
     torch.manual_seed(seed)  # as the host's noise nodes: some samplers draw from the global generator
-    samples = _sample(recording, torch.zeros_like(start), picture, sampler, levels, seed)
+    samples = _sample(recording, torch.zeros_like(start), picture, sampler, levels, seed, where)
     recorded = _at_levels(tape.read(), levels, start)
     return trajectory.continued(levels, recorded), _intermediate(samples)
 
@@ -293,10 +294,24 @@ def _sample(
     sampler: comfy.samplers.Sampler,
     levels: Sequence[float],
     seed: int,
+    where: str,
 ) -> Tensor:
-    """`guider.sample` as SamplerCustomAdvanced calls it, with its progress bar and previews."""
+    """`guider.sample` as SamplerCustomAdvanced calls it, with its progress bar and previews.
+
+    What it cost goes to the host's log. `guider` must be a copy of our own: its options are replaced.
+    """
+    evaluated = 0
+
+    def count(executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        nonlocal evaluated
+        evaluated += len(x)
+        return executor(x, *args, **kwargs)
+
+    guider.model_options = comfy.model_patcher.create_model_options_clone(guider.model_options)
+    wrappers = guider.model_options.setdefault("transformer_options", {}).setdefault("wrappers", {})
+    wrappers[_Wrappers.APPLY_MODEL] = {_WRAPPER_KEY: [count], **wrappers.get(_Wrappers.APPLY_MODEL, {})}
     callback = latent_preview.prepare_callback(guider.model_patcher, len(levels) - 1)
-    return guider.sample(
+    samples = guider.sample(
         noise,
         latent,
         sampler,
@@ -305,3 +320,5 @@ def _sample(
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
+    logging.info("Latent Layers %s: %d model evaluations per picture", where, evaluated // len(latent))
+    return samples

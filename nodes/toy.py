@@ -8,6 +8,10 @@ from ..toyscenes import host, model
 CATEGORY = "latent layers/toy"
 
 
+def _side(name: str) -> io.Int.Input:
+    return io.Int.Input(name, default=256, min=64, max=2048, step=8, tooltip="Pixels. Toy Model is at home at 256.")
+
+
 class ToyModel(io.ComfyNode):
     """The embedded checkpoint."""
 
@@ -48,10 +52,16 @@ class ToyScene(io.ComfyNode):
             description="Draws a scene of simple objects, with their masks and the true picture without one of them.",
             search_aliases=["demo image", "example image", "test image", "ground truth"],
             inputs=[
-                io.Int.Input("seed", default=7, min=0, max=0xFFFFFFFF, control_after_generate=io.ControlAfterGenerate.fixed,
-                             tooltip="Which scene; the same seed and settings draw the same scene."),
-                io.Int.Input("width", default=256, min=64, max=2048, step=8, tooltip="Pixels. Toy Model is at home at 256."),
-                io.Int.Input("height", default=256, min=64, max=2048, step=8, tooltip="Pixels. Toy Model is at home at 256."),
+                io.Int.Input(
+                    "seed",
+                    default=7,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Which scene; the same seed and settings draw the same scene.",
+                ),
+                _side("width"),
+                _side("height"),
                 io.Int.Input("objects", default=3, min=1, max=4, tooltip="How many objects to draw, if there is room."),
                 io.Int.Input("object", default=1, min=1, max=4, tooltip="The object to edit: 1 is in front."),
             ],
@@ -60,10 +70,10 @@ class ToyScene(io.ComfyNode):
                 io.Mask.Output(display_name="mask", tooltip="What is seen of the chosen object."),
                 io.Image.Output(display_name="truth", tooltip="The true scene without the chosen object."),
                 io.String.Output(display_name="caption", tooltip="What the scene shows."),
-                io.Mask.Output(display_name="masks", tooltip="What is seen of every object, back to front, as a batch."),
+                io.Mask.Output(display_name="masks", tooltip="What is seen of each object, back to front, as a batch."),
                 io.String.Output(display_name="truth_caption", tooltip="What the true scene shows."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     @override

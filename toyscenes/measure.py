@@ -126,7 +126,9 @@ def _fitted(start: Placement, patch: np.ndarray, hidden: np.ndarray) -> tuple[fl
             here = best[1]
             moves = [(step, 0, 0, 0), (0, step, 0, 0), (0, 0, 1.5 * step, 0), (0, 0, 0, 2 * step)]
             around = [
-                Placement(here.name, here.x + s * dx, here.y + s * dy, max(8.0, here.size + s * ds), here.angle + s * da)
+                Placement(
+                    here.name, here.x + s * dx, here.y + s * dy, max(8.0, here.size + s * ds), here.angle + s * da
+                )
                 for dx, dy, ds, da in moves
                 for s in (1, -1)
             ]

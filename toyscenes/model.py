@@ -13,6 +13,7 @@ import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models_base
 import torch
+from comfy.ldm.models.autoencoder import AutoencoderKL
 from safetensors import safe_open
 
 from .autoencoder import CHANNELS, PatchAutoencoder
@@ -66,16 +67,15 @@ class ToyScenes(comfy.supported_models_base.BASE):
 class ToyTextEncoder(comfy.sd1_clip.SDClipModel):
     """CLIP's text transformer, narrow and three layers deep."""
 
-    def __init__(self, device="cpu", dtype=None, model_options={}):
-        super().__init__(device=device, dtype=dtype, model_options=model_options, textmodel_json_config=TEXT_ENCODER,
-                         return_projected_pooled=False)  # fmt: skip
+    def __init__(self, **options):
+        super().__init__(textmodel_json_config=TEXT_ENCODER, return_projected_pooled=False, **options)
 
 
 class ToyClip(comfy.sd1_clip.SD1ClipModel):
     """What the host's CLIP object drives: one text encoder under the name of SD 1.x's."""
 
-    def __init__(self, device="cpu", dtype=None, model_options={}):
-        super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=ToyTextEncoder)
+    def __init__(self, **options):
+        super().__init__(clip_model=ToyTextEncoder, **options)
 
 
 def load(path: Path = WEIGHTS) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
@@ -133,7 +133,8 @@ def _vae(weights: dict[str, torch.Tensor]) -> comfy.sd.VAE:
     # built around the host's smallest KL autoencoder, which ours then replaces
     small = {"double_z": True, "z_channels": 4, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32,
              "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}  # fmt: skip
-    vae = comfy.sd.VAE(sd={}, config={"params": {"ddconfig": small, "embed_dim": 4}}, dtype=torch.float32)
+    params = {"ddconfig": small, "embed_dim": 4}
+    vae = comfy.sd.VAE(sd=AutoencoderKL(**params).state_dict(), config={"params": params}, dtype=torch.float32)
     autoencoder = PatchAutoencoder()
     autoencoder.load_state_dict(weights)
     vae.first_stage_model = autoencoder.eval().requires_grad_(False)
@@ -141,5 +142,7 @@ def _vae(weights: dict[str, torch.Tensor]) -> comfy.sd.VAE:
     # the activations at full size are the picture itself; inside, 64 channels at an eighth
     vae.memory_used_encode = lambda shape, dtype: 16 * shape[2] * shape[3] * 4
     vae.memory_used_decode = lambda shape, dtype: 16 * shape[2] * shape[3] * 64 * 4
-    vae.patcher = comfy.model_patcher.CoreModelPatcher(autoencoder, load_device=vae.device, offload_device=vae.patcher.offload_device)
+    vae.patcher = comfy.model_patcher.CoreModelPatcher(
+        autoencoder, load_device=vae.device, offload_device=vae.patcher.offload_device
+    )
     return vae

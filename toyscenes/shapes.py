@@ -68,7 +68,9 @@ OUTLINES: dict[str, Outline] = {
         )
     ],
     "letter L": [
-        _polygon((-0.4, -0.5), (-0.4 + _PEN, -0.5), (-0.4 + _PEN, 0.5 - _PEN), (0.4, 0.5 - _PEN), (0.4, 0.5), (-0.4, 0.5))
+        _polygon(
+            (-0.4, -0.5), (-0.4 + _PEN, -0.5), (-0.4 + _PEN, 0.5 - _PEN), (0.4, 0.5 - _PEN), (0.4, 0.5), (-0.4, 0.5),
+        )
     ],
     "letter T": [
         _polygon(
@@ -79,9 +81,7 @@ OUTLINES: dict[str, Outline] = {
 }  # fmt: skip
 
 
-def coverage(
-    outline: Outline, matrix: np.ndarray, height: int, width: int
-) -> tuple[np.ndarray, tuple[slice, slice]]:
+def coverage(outline: Outline, matrix: np.ndarray, height: int, width: int) -> tuple[np.ndarray, tuple[slice, slice]]:
     """Share of each pixel that the outline covers.
 
     Args:

@@ -1,0 +1,88 @@
+"""The toy model in use: what the benchmarks run, with the same calls as the nodes make."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import numpy as np
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..inversion.host import invert, sample_recording
+from ..inversion.trajectory import Trajectory
+from .host import image_tensor
+from .model import load
+from .scenes import Scene
+
+STEPS = 50
+SCHEDULER = "normal"
+
+
+class Toy:
+    """Model, text encoder and autoencoder, and a count of the UNet's evaluations."""
+
+    def __init__(self) -> None:
+        comfy.utils.set_progress_bar_enabled(False)
+        model, self.clip, self.vae = load()
+        self.model = model.clone()
+        self.samples = 0  # pictures that went through the UNet
+        self.model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "latent_layers_count", self._count)
+
+    def _count(self, executor: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.samples += len(x)
+        return executor(x, *args, **kwargs)
+
+    def condition(self, text: str = "") -> list:
+        """Conditioning of a prompt."""
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+
+    def sigmas(self, steps: int = STEPS) -> Tensor:
+        """The host's schedule (steps + 1), descending to 0."""
+        return comfy.samplers.calculate_sigmas(self.model.get_model_object("model_sampling"), SCHEDULER, steps)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """IMAGE (B, H, W, 3) to latents (B, C, H/8, W/8)."""
+        return self.vae.encode(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents to IMAGE."""
+        return self.vae.decode(latents)
+
+    def invert(self, latents: Tensor, steps: int = STEPS, refinements: int = 0) -> Trajectory:
+        """Trajectory of pictures, with the empty prompt."""
+        return invert(self.model, self.condition(), latents, self.sigmas(steps), refinements)
+
+    def sample(self, model: Any, trajectory: Trajectory, sampler: str = "euler", seed: int = 0) -> Tensor:
+        """Latents that a patched model makes of a trajectory, with the empty prompt and no text guidance."""
+        guider = comfy.samplers.CFGGuider(model)
+        guider.inner_set_conds({"positive": self.condition()})
+        guider.set_cfg(1.0)
+        sigmas = trajectory.sigmas
+        return sample_recording(guider, comfy.samplers.sampler_object(sampler), sigmas, trajectory, seed)[1]
+
+    def inpaint(self, latents: Tensor, mask: Tensor, seeds: Iterable[int], steps: int = STEPS) -> Tensor:
+        """The host's own way: SetLatentNoiseMask, then KSampler from full noise (denoise 1), cfg 1, empty prompt."""
+        noise = torch.cat([comfy.sample.prepare_noise(latents[:1], seed) for seed in seeds])
+        return comfy.sample.sample(
+            self.model, noise, steps, 1.0, "euler", SCHEDULER, self.condition(), self.condition(), latents,
+            denoise=1.0, noise_mask=mask[:, None], disable_pbar=True,
+        )  # fmt: skip
+
+
+def images(scenes: Iterable[Scene]) -> Tensor:
+    """IMAGE (B, H, W, 3) of scenes."""
+    return torch.cat([image_tensor(scene.image()) for scene in scenes])
+
+
+def batches(items: list, size: int = 16) -> Iterator[list]:
+    """Consecutive parts of a list."""
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
+
+
+def mean(values: Iterable[float]) -> float:
+    """Average, rounded for a report."""
+    return round(float(np.mean(list(values))), 3)
