@@ -235,8 +235,9 @@ def _placed(rng: np.random.Generator, scene: Scene, width: float, height: float)
         if twin:
             thing = dataclasses.replace(thing, shape=scene.objects[-1].shape, colour=scene.objects[-1].colour)
         distances = [math.hypot(thing.x - o.x, thing.y - o.y) / (0.5 * (thing.size + o.size)) for o in scene.objects]
-        # circles of these sizes overlap below 1; two of one colour must stay apart to be told apart
-        limits = [1.05 if thing.colour == o.colour else 0.62 for o in scene.objects]
+        # circles of these sizes overlap below 1; two of one colour must stay apart to be told apart,
+        # and a square's corners reach further than a circle
+        limits = [1.3 if thing.colour == o.colour else 0.62 for o in scene.objects]
         if all(distance > limit for distance, limit in zip(distances, limits, strict=True)):
             return dataclasses.replace(scene, objects=(*scene.objects, thing))
     return None

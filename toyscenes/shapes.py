@@ -10,7 +10,7 @@ import math
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-SUPERSAMPLING = 4
+SUPERSAMPLING = 8  # Pillow rounds corners to whole pixels: to 1/8 of ours
 
 Outline = list[np.ndarray]
 
@@ -105,8 +105,7 @@ def coverage(outline: Outline, matrix: np.ndarray, height: int, width: int) -> t
     fine = Image.new("1", (columns, rows))
     for polygon in polygons:
         layer = Image.new("1", fine.size)
-        # Pillow's pixel centres are integers, ours lie at +0.5
-        points = (polygon - (left, top)) * SUPERSAMPLING - 0.5
+        points = (polygon - (left, top)) * SUPERSAMPLING
         ImageDraw.Draw(layer).polygon([tuple(p) for p in points], fill=1)
         fine = ImageChops.logical_xor(fine, layer)
     return np.asarray(fine.convert("L").reduce(SUPERSAMPLING), dtype=np.float32) / 255, box
