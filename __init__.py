@@ -6,6 +6,8 @@ The host is imported only when it asks for the nodes, so that the algorithms
 
 __version__ = "0.1.0"
 
+WEB_DIRECTORY = "./web"  # help pages of the nodes
+
 
 async def comfy_entrypoint():
     """Entry point that ComfyUI calls to learn the pack's nodes."""
