@@ -19,6 +19,7 @@ MODULES = {
     "inversion": "latent_layers.toyscenes.bench_inversion",
     "removal": "latent_layers.toyscenes.bench_removal",
     "sweep": "latent_layers.toyscenes.bench_sweep",
+    "pictures": "latent_layers.toyscenes.bench_pictures",
     "attention": "bench_attention",
 }
 

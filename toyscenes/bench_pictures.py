@@ -1,0 +1,50 @@
+"""The pictures of the documentation: removals beside the truth, and samples of the toy model."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .bench_model import generate
+from .bench_removal import node_defaults
+from .measure import follows_caption
+from .pipeline import Toy
+from .removal import composite, removal_set, remove
+from .scenes import random_scene
+
+DOCS = Path(__file__).parent.parent / "docs"
+COLUMNS = 8
+
+
+def run(seeds: range) -> dict:
+    """Write docs/remove.png of the first 8 seeds and docs/samples.png of the first 24; returns what they show."""
+    toy = Toy()
+    DOCS.mkdir(exist_ok=True)
+    with torch.inference_mode():
+        data = removal_set(toy, list(seeds[:COLUMNS]))
+        marked = data.sources * (1 - 0.6 * data.masks[..., None]) + 0.6 * data.masks[..., None]
+        ours = remove(toy, data, **node_defaults())
+        host = composite(data, toy.decode(toy.inpaint(data.latents, data.masks, seeds[:COLUMNS])))
+        _save([data.sources, marked, ours, host, data.truths], DOCS / "remove.png")
+        scenes = [random_scene(seed) for seed in seeds[: 3 * COLUMNS]]
+        samples = generate(toy, [scene.caption() for scene in scenes], list(seeds[: len(scenes)]))
+        _save(list(samples.split(COLUMNS)), DOCS / "samples.png")
+    followed = [follows_caption(scene, sample) for scene, sample in zip(scenes, samples.numpy(), strict=True)]
+    return {
+        "remove": "rows: source, mask, Latent Layers, the host's inpainting, truth",
+        "samples": [{"caption": s.caption(), "followed": f} for s, f in zip(scenes, followed, strict=True)],
+    }
+
+
+def _save(rows: list[Tensor], path: Path) -> None:
+    """Rows of pictures, at half size, with a white line between."""
+    lines = [torch.cat([torch.nn.functional.pad(p, (0, 0, 2, 2, 2, 2), value=1.0) for p in row], 1) for row in rows]
+    sheet = Image.fromarray((torch.cat(lines).clamp(0, 1).numpy() * 255 + 0.5).astype("uint8"))
+    sheet.resize((sheet.width // 2, sheet.height // 2), Image.Resampling.LANCZOS).save(path, optimize=True)
+
+
+def table(figures: dict) -> str:
+    """The captions of docs/samples.png, row by row."""
+    lines = [f"docs/remove.png: {figures['remove']}", "docs/samples.png, row by row (x: not as the caption says):"]
+    return "\n".join(lines + [f"{' ' if s['followed'] else 'x'} {s['caption']}" for s in figures["samples"]])
