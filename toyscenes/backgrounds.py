@@ -63,8 +63,8 @@ def _edge(distance: np.ndarray, pixel: float) -> np.ndarray:
 
 def _wave(position: np.ndarray, period: float) -> np.ndarray:
     """Signed distance to the edges of a square wave, positive in its second half."""
-    phase = position / period % 1.0
-    return period * (0.25 - np.abs(phase - 0.75))
+    phase = (position / period - 0.25) % 1.0
+    return period * (0.25 - np.abs(phase - 0.5))
 
 
 def _checkered(across: np.ndarray, along: np.ndarray, period: float, pixel: float) -> np.ndarray:
@@ -84,7 +84,8 @@ def _grid(across: np.ndarray, along: np.ndarray, period: float, pixel: float) ->
 
 def _horizon(across: np.ndarray, along: np.ndarray, period: float, pixel: float) -> np.ndarray:
     # the sky brightens towards the horizon, the ground is plain
-    return np.where(across > 0, _edge(across, pixel), np.clip(0.35 + 0.5 * across, 0, 0.35))
+    sky = np.clip(0.35 + 0.5 * across, 0, 0.35)
+    return sky + (1 - sky) * _edge(across, pixel)
 
 
 _SHARES: dict[str, Callable[[np.ndarray, np.ndarray, float, float], np.ndarray]] = {
