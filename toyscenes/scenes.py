@@ -124,7 +124,8 @@ class Scene:
         """Sentence that names every object's number, colour and shape, front first, and the background."""
         names: dict[tuple[str, str, str], int] = {}
         for thing in reversed(self.objects):
-            size = "small " if thing.size < SMALL else "large " if thing.size > LARGE else ""
+            extent = thing.size * math.sqrt(thing.scale_x * thing.scale_y)
+            size = "small " if extent < SMALL else "large " if extent > LARGE else ""
             key = (size if self.name_sizes else "", thing.colour, thing.shape)
             names[key] = names.get(key, 0) + 1
         phrases = [_phrase(*key, count) for key, count in names.items()]
