@@ -53,7 +53,7 @@ class HostServer:
     the file with everything that it prints.
     """
 
-    def __init__(self, folder: Path, options: Sequence[str] = (), timeout: float = 180):
+    def __init__(self, folder: Path, options: Sequence[str] = (), timeout: float = 300):
         self.folder = folder
         self.options = list(options)
         self.timeout = timeout
