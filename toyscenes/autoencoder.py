@@ -5,8 +5,10 @@ from a few hundred scenes. What eight components cannot say about an edge, a few
 convolutions over the neighbouring latents guess.
 """
 
+from typing import cast
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 PATCH = 8
 CHANNELS = 8
@@ -19,26 +21,27 @@ class PatchAutoencoder(nn.Module):
         super().__init__()
         self.analysis = nn.Conv2d(3, CHANNELS, PATCH, stride=PATCH)
         self.synthesis = nn.ConvTranspose2d(CHANNELS, 3, PATCH, stride=PATCH)
+        last = nn.Conv2d(width, 3 * PATCH * PATCH, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(cast(Tensor, last.bias))
         self.refinement = nn.Sequential(
             nn.Conv2d(CHANNELS, width, 3, padding=1),
             nn.SiLU(),
             nn.Conv2d(width, width, 3, padding=1),
             nn.SiLU(),
-            nn.Conv2d(width, 3 * PATCH * PATCH, 3, padding=1),
+            last,
             nn.PixelShuffle(PATCH),
         )
-        nn.init.zeros_(self.refinement[-2].weight)
-        nn.init.zeros_(self.refinement[-2].bias)
 
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+    def encode(self, pixels: Tensor) -> Tensor:
         return self.analysis(pixels)
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: Tensor) -> Tensor:
         return self.synthesis(latents) + self.refinement(latents)
 
 
 @torch.no_grad()
-def fit_linear(autoencoder: PatchAutoencoder, pictures: torch.Tensor) -> None:
+def fit_linear(autoencoder: PatchAutoencoder, pictures: Tensor) -> None:
     """Set analysis and synthesis to the principal components of the pictures' patches.
 
     Components are divided by the square root of their standard deviation: halfway
@@ -57,6 +60,6 @@ def fit_linear(autoencoder: PatchAutoencoder, pictures: torch.Tensor) -> None:
     scale = deviation.sqrt() * deviation.mean().sqrt()  # so the latents' mean square is 1
     analysis = (basis / scale).T
     autoencoder.analysis.weight.copy_(analysis.reshape(CHANNELS, 3, PATCH, PATCH))
-    autoencoder.analysis.bias.copy_(-(analysis @ mean))
+    cast(Tensor, autoencoder.analysis.bias).copy_(-(analysis @ mean))
     autoencoder.synthesis.weight.copy_((basis * scale).T.reshape(CHANNELS, 3, PATCH, PATCH))
-    autoencoder.synthesis.bias.copy_(colour)
+    cast(Tensor, autoencoder.synthesis.bias).copy_(colour)

@@ -113,8 +113,8 @@ def random_background(rng: np.random.Generator, aspect: float = 1.0) -> Backgrou
     centre = kind in ("gradient", "horizon")
     return Background(
         kind,
-        tuple(int(c) for c in first),
-        tuple(int(c) for c in second),
+        (int(first[0]), int(first[1]), int(first[2])),
+        (int(second[0]), int(second[1]), int(second[2])),
         period=float(rng.uniform(0.09, 0.19)),
         angle=float(angle),
         offset_x=float(width * (0.5 if centre else rng.uniform())),

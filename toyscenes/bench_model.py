@@ -5,7 +5,7 @@ import torch
 
 from .measure import find_objects, follows_caption, psnr
 from .model import WEIGHTS, settings
-from .pipeline import SCHEDULER, Toy, batches, images, mean
+from .pipeline import SCHEDULER, Toy, batches, images, mean, seeded_noise
 from .scenes import random_scene
 
 STEPS, CFG = 30, 3.0
@@ -16,7 +16,7 @@ def generate(toy: Toy, captions: list[str], seeds: list[int], width: int = 256, 
     positive = [toy.condition(caption) for caption in captions]
     tensors = torch.cat([c[0][0] for c in positive])
     empty = torch.zeros(len(seeds), toy.vae.latent_channels, height // 8, width // 8)
-    noise = torch.cat([comfy.sample.prepare_noise(empty[:1], seed) for seed in seeds])
+    noise = seeded_noise(empty, seeds)
     conditions = [[tensors, positive[0][0][1]]]
     latents = comfy.sample.sample(
         toy.model, noise, STEPS, CFG, "dpmpp_2m", SCHEDULER, conditions, toy.condition(), empty, disable_pbar=True

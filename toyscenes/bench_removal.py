@@ -1,5 +1,7 @@
 """Removal with the shipped defaults, beside the host's own inpainting on the same model, steps and prompt."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,8 @@ from .removal import FAILURE, RemovalSet, composite, removal_set, remove
 
 def node_defaults() -> dict:
     """The settings that Key-Masked Self-Attention has when it is dropped into a graph."""
-    given = {i.id: i.default for i in KeyMaskedSelfAttention.define_schema().inputs if hasattr(i, "default")}
+    inputs: list[Any] = KeyMaskedSelfAttention.define_schema().inputs
+    given = {i.id: i.default for i in inputs if hasattr(i, "default")}
     return {
         "mode": given["mode"],
         "guidance": given["guidance"],

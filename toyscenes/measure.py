@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -56,7 +57,8 @@ def find_objects(picture: np.ndarray) -> list[Found]:
     anything = np.logical_or.reduce(list(opened.values()))
     found = []
     for colour, mask in opened.items():
-        patches, count = ndimage.label(mask)
+        patches = np.zeros(mask.shape, dtype=np.int32)
+        count: Any = ndimage.label(mask, output=patches)
         for number in range(1, count + 1):
             patch = patches == number
             if patch.sum() >= SMALLEST * patch.size:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import comfy.clip_model
 import comfy.latent_formats
@@ -75,7 +76,8 @@ class ToyClip(comfy.sd1_clip.SD1ClipModel):
     """What the host's CLIP object drives: one text encoder under the name of SD 1.x's."""
 
     def __init__(self, **options):
-        super().__init__(clip_model=ToyTextEncoder, **options)
+        encoder: Any = ToyTextEncoder
+        super().__init__(clip_model=encoder, **options)
 
 
 def load(path: Path = WEIGHTS) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
@@ -134,7 +136,7 @@ def _vae(weights: dict[str, torch.Tensor]) -> comfy.sd.VAE:
     small = {"double_z": True, "z_channels": 4, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32,
              "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}  # fmt: skip
     params = {"ddconfig": small, "embed_dim": 4}
-    vae = comfy.sd.VAE(sd=AutoencoderKL(**params).state_dict(), config={"params": params}, dtype=torch.float32)
+    vae: Any = comfy.sd.VAE(sd=AutoencoderKL(**params).state_dict(), config={"params": params}, dtype=torch.float32)
     autoencoder = PatchAutoencoder()
     autoencoder.load_state_dict(weights)
     vae.first_stage_model = autoencoder.eval().requires_grad_(False)

@@ -65,11 +65,17 @@ class Toy:
 
     def inpaint(self, latents: Tensor, mask: Tensor, seeds: Iterable[int], steps: int = STEPS) -> Tensor:
         """The host's own way: SetLatentNoiseMask, then KSampler from full noise (denoise 1), cfg 1, empty prompt."""
-        noise = torch.cat([comfy.sample.prepare_noise(latents[:1], seed) for seed in seeds])
+        noise = seeded_noise(latents, seeds)
         return comfy.sample.sample(
             self.model, noise, steps, 1.0, "euler", SCHEDULER, self.condition(), self.condition(), latents,
             denoise=1.0, noise_mask=mask[:, None], disable_pbar=True,
         )  # fmt: skip
+
+
+def seeded_noise(latents: Tensor, seeds: Iterable[int]) -> Tensor:
+    """Noise like `latents` (B, C, H, W), of one seed for each picture, as KSampler draws it."""
+    noises: list[Any] = [comfy.sample.prepare_noise(latents[:1], seed) for seed in seeds]
+    return torch.cat(noises)
 
 
 def images(scenes: Iterable[Scene]) -> Tensor:

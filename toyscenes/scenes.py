@@ -231,7 +231,7 @@ def _placed(rng: np.random.Generator, scene: Scene, width: float, height: float)
             y=float(rng.uniform(margin, height - margin)),
             size=size,
             rotation=float(rng.uniform(-15, 15)),
-            tint=tuple(int(v) for v in rng.integers(-8, 9, 3)),
+            tint=(int(rng.integers(-8, 9)), int(rng.integers(-8, 9)), int(rng.integers(-8, 9))),
         )
         if twin:
             thing = dataclasses.replace(thing, shape=scene.objects[-1].shape, colour=scene.objects[-1].colour)
