@@ -1,7 +1,9 @@
 """Keep Source: what lies outside the mask follows the source's own trajectory.
 
 DesignEdit, equation 2: x <- x * M + x_src(sigma) * (1-M) after every step, x_src from the
-stored trajectory of the source. Done at the start of every evaluation of the model, which
+stored trajectory of the source. A latent cell takes the largest value of the mask in it,
+so that a cell which the object only touches is edited whole; the pixel composite at the
+end of a graph gives its other pixels back. Done at the start of every evaluation of the model, which
 is the same thing (a step's result is what the next evaluation gets), for any sampler:
 
 - The sampler's own x is overwritten in place, so that its state follows equation 2 and
@@ -28,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ..inversion.trajectory import Trajectory
-from ..masks.grid import check_aspect, check_batch, to_grid
+from ..masks.grid import check_aspect, check_batch, cover
 from .schedule import PercentRange
 
 WHO = "Keep Source"
@@ -158,7 +160,7 @@ class KeepSource:
         """Around the sampler: prepare the run, keep the source in what is returned."""
         schedule = sigmas.tolist()  # read before: uni_pc writes into the schedule that it is given
         sampling = guider.inner_model.model_sampling
-        mask = to_grid(self.mask, noise.shape[-2], noise.shape[-1])
+        mask = cover(self.mask, noise.shape[-2], noise.shape[-1])
         run = KeepSourceRun(self.trajectory, mask, schedule, noise)
         extra_args["model_options"]["transformer_options"][self._run_key] = run
         samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)

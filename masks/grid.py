@@ -45,6 +45,17 @@ def to_grid(mask: Tensor, height: int, width: int, window: Window = WHOLE) -> Te
     return (rows @ pixels @ columns.mT).clamp_(0.0, 1.0).float()
 
 
+def cover(mask: Tensor, height: int, width: int) -> Tensor:
+    """Largest value of a mask (B, H, W) in each cell of a grid -> (B, height, width), float32, CPU.
+
+    For areas that have to be covered whole: a latent cell that the mask only touches holds
+    a piece of the object too, and would keep it if it took the mask's average.
+    """
+    pixels = mask.detach().to(device="cpu", dtype=torch.float32)
+    # a cell's window is widened to whole pixels
+    return F.adaptive_max_pool2d(pixels[None], (height, width))[0]
+
+
 def dilate(mask: Tensor, radius: float) -> Tensor:
     """Grow a mask (B, H, W) by a square kernel (DesignEdit dilates its masks before use).
 

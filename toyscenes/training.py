@@ -35,7 +35,7 @@ _KERNELS: list[SDPBackend] = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_A
 class Settings:
     """What `python dev.py train` does; stored in the weights file."""
 
-    steps: int = 6000
+    steps: int = 5400
     batch: int = 16
     learning_rate: float = 4e-4
     warm_up: int = 100

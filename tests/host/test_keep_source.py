@@ -9,7 +9,7 @@ from comfy.patcher_extension import WrappersMP
 from latent_layers.attention.host import apply_keep_source, apply_key_mask
 from latent_layers.inversion.host import sample_recording
 from latent_layers.inversion.trajectory import Trajectory
-from latent_layers.masks.grid import to_grid
+from latent_layers.masks.grid import cover
 from latent_layers.nodes.attention import KeepSource
 
 from . import layouts
@@ -67,7 +67,7 @@ def box():
 
 def kept(mask=None, size=SIZE):
     """Latent cells that are kept whole, bool (1 or B, 1, h, w)."""
-    return to_grid(box() if mask is None else mask, *size)[:, None] == 0
+    return cover(box() if mask is None else mask, *size)[:, None] == 0
 
 
 def watched(model):
@@ -111,7 +111,7 @@ def test_euler_with_a_soft_mask_is_equation_2(model):
     patched = apply_keep_source(model, trajectory, soft)
     seen, predictions = watched(patched), []
     result = sample(patched, callback=lambda i, denoised, x, total: predictions.append(denoised.clone()))
-    mask = to_grid(soft, *SIZE)[:, None]
+    mask = cover(soft, *SIZE)[:, None]
     sigmas = trajectory.sigmas.tolist()
     x = seen[0][1]
     for i, denoised in enumerate(predictions):

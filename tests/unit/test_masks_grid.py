@@ -96,3 +96,21 @@ def test_union_brings_sizes_and_batches_together():
     joined = grid.union(large, None, small)
     assert joined.shape == (2, 8, 8)
     assert (joined[:, :2, :2] == 1).all() and joined[0, 7, 7] == 0 and joined[1, 7, 7] == 0.5
+
+
+def test_cover_takes_every_cell_that_the_mask_touches():
+    mask = torch.zeros(2, 520, 776)
+    mask[0, 100, 200] = 1.0
+    mask[1, 300:310, 400:420] = 0.4
+    got = grid.cover(mask, 65, 97)
+    assert got.shape == (2, 65, 97)
+    assert got[0].nonzero().tolist() == [[12, 25]] and got[0].max() == 1
+    # a cell holds the largest value, not the average of it and the zeros beside it
+    assert set(got[1].unique().tolist()) == {0.0, mask[1].max().item()}
+    assert got[1].sum() / 0.4 == 2 * 3
+
+
+def test_cover_of_a_mask_that_divides_unevenly_misses_nothing():
+    mask = torch.zeros(1, 51, 77)
+    mask[0, 25, 38] = 1.0
+    assert grid.cover(mask, 6, 9).sum() >= 1
