@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "devtools"))
 
-import pack  # noqa: E402
+import pack
 
 pack.load_pack()

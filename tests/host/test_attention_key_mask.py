@@ -1,5 +1,7 @@
 """Key-Masked Self-Attention inside the real host, on narrow models of the real layouts."""
 
+from typing import Any, cast
+
 import comfy.ldm.modules.attention as host_attention
 import comfy.samplers
 import pytest
@@ -64,7 +66,8 @@ def watch_keys(model):
         unet = model.model.diffusion_model
         module = unet.middle_block if block.side == "middle" else getattr(unet, f"{block.side}_blocks")[block.number]
         transformer = next(m for m in module.children() if isinstance(m, host_attention.SpatialTransformer))
-        to_k = transformer.transformer_blocks[block.depth].attn1.to_k
+        inner: Any = transformer.transformer_blocks[block.depth]
+        to_k = inner.attn1.to_k
         handles.append(
             to_k.register_forward_pre_hook(lambda _, given, key=block.key: seen.setdefault(key, []).append(given[0]))
         )
@@ -115,7 +118,7 @@ def test_exclude_gives_fewer_keys(sd15):
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
 def test_guidance_is_the_formula(sd15, mode, cfg):
     """One step to sigma 0 returns the prediction: result = cfg + g * (masked - plain) on the positive prompt."""
-    step = {"sigmas": (5.0, 0.0)}
+    step: dict[str, Any] = {"sigmas": (5.0, 0.0)}
     plain, masked = sample(sd15, **step), sample(apply_key_mask(sd15, mask(), mode=mode, guidance=1.0), **step)
     got = sample(apply_key_mask(sd15, mask(), mode=mode, guidance=3.5), cfg=cfg, **step)
     want = sample(sd15, cfg=cfg, **step) + 3.5 * (masked - plain)
@@ -133,7 +136,7 @@ def test_guidance_costs_one_evaluation_of_the_positive_prompt_and_only_in_range(
         sample(model, cfg=cfg)
         return sum(seen)
 
-    span = {"start": 0.0, "end": 0.5}  # sigma at 50 % is about 1.6: the first two of three evaluations
+    span: dict[str, Any] = {"start": 0.0, "end": 0.5}  # sigma at 50 % is about 1.6: the first two of three evaluations
     assert evaluations(apply_key_mask(sd15, mask(), guidance=1.0, **span), 1.0) == 3
     assert evaluations(apply_key_mask(sd15, mask(), guidance=7.5, **span), 1.0) == 3 + 2
     assert evaluations(apply_key_mask(sd15, mask(), guidance=7.5, **span), 4.0) == 6 + 2
@@ -142,7 +145,7 @@ def test_guidance_costs_one_evaluation_of_the_positive_prompt_and_only_in_range(
 def test_guidance_along_the_range(sd15):
     sampling = sd15.get_model_object("model_sampling")
     sigma = sampling.percent_to_sigma(0.4)
-    step = {"sigmas": (sigma, 0.0)}
+    step: dict[str, Any] = {"sigmas": (sigma, 0.0)}
     got = sample(apply_key_mask(sd15, mask(), guidance=8.0, guidance_end=2.0, start=0.0, end=0.8), **step)
     want = sample(apply_key_mask(sd15, mask(), guidance=5.0), **step)
     assert difference(got, want) < 2e-2 * difference(want, sample(sd15, **step))
@@ -393,7 +396,7 @@ def test_errors_of_the_node(sd15):
         with pytest.raises(ValueError, match=text):
             apply_key_mask(sd15, bad, **good, **options)
     with pytest.raises(ValueError, match="the model is a Flux without UNet self-attention; use a checkpoint"):
-        apply_key_mask(NoUNet(), mask())
+        apply_key_mask(cast(Any, NoUNet()), mask())
 
 
 def test_errors_before_the_model_is_loaded(sd15, monkeypatch):

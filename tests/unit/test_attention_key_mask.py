@@ -1,5 +1,7 @@
 """Key-masked self-attention against the equation written out, in float64, with the whole matrix."""
 
+from typing import Any, cast
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -179,8 +181,13 @@ def test_queries_in_tiles_keep_all_keys():
     extra = {"activations_shape": [1, CHANNELS, 8, 6], "cond_or_uncond": [0], "block": ("input", 1)}
     tiles = hidden.reshape(4, 12, CHANNELS)
     patch(tiles, hidden, hidden, extra)
-    seen = {}
-    patch.attend(lambda *args, **kwargs: seen.update(kwargs), tiles, hidden, hidden, HEADS)
+    seen: dict[str, Any] = {}
+
+    def attention(*args, **kwargs):
+        seen.update(kwargs)
+        return args[0]
+
+    patch.attend(attention, tiles, hidden, hidden, HEADS)
     assert torch.equal(seen["mask"].flatten(), plan.bias.flatten()) and seen["mask"].shape == (4, 1, 1, 12)
 
 
@@ -204,7 +211,8 @@ def test_a_bias_is_added_to_a_mask_that_is_there_and_forgotten_with_its_block():
     patch(hidden, hidden, hidden, extra)
     assert patch.has_pending
     patch.forget(hidden, extra)
-    assert patch.attend(lambda *args, **kwargs: kwargs, hidden, hidden, hidden, HEADS) == {}
+    given = cast(Any, lambda *args, **kwargs: kwargs)
+    assert patch.attend(given, hidden, hidden, hidden, HEADS) == {}
 
 
 def test_errors():
