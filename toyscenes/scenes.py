@@ -91,7 +91,8 @@ class Scene:
         picture = self.background_image(window)
         for index, thing in enumerate(self.objects):
             alpha, box = self._coverage(index, window)
-            picture[box] += (thing.rgb - picture[box]) * alpha[..., None]
+            # in this form what is hidden leaves no trace, not even in the last bit
+            picture[box] = picture[box] * (1 - alpha[..., None]) + thing.rgb * alpha[..., None]
         return picture
 
     def background_image(self, window: Window = Window()) -> np.ndarray:
