@@ -183,6 +183,7 @@ def _pictures(first: int, count: int) -> torch.Tensor:
 
 
 def _autoencoder(settings: Settings, folder: Path) -> PatchAutoencoder:
+    torch.manual_seed(settings.seed)  # the touch-up starts from random weights
     autoencoder = PatchAutoencoder()
     path = folder / "autoencoder.pt"
     if path.exists():
