@@ -1,0 +1,139 @@
+"""Training in small: a file that loads, a stopped run that goes on as if it had not stopped, schedules."""
+
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from latent_layers.toyscenes import model as toy_model
+from latent_layers.toyscenes import training
+from latent_layers.toyscenes.scenes import random_scene
+from latent_layers.toyscenes.training import Pictures, Settings, Vocabulary, learning_rate, loss_weight, train
+
+# No warm-up and large steps, so that a lost optimiser state or a repeated picture shows in the weights.
+TINY = Settings(steps=4, batch=2, learning_rate=4e-3, warm_up=1, linear_pictures=8, refinement_steps=2)
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary()
+
+
+@pytest.fixture(scope="module")
+def through(tmp_path_factory):
+    """Folder of a run of four steps at one go; its weights are `toy.safetensors`."""
+    folder = tmp_path_factory.mktemp("through")
+    train(TINY, folder, folder / "toy.safetensors")
+    return folder
+
+
+def test_a_run_writes_a_file_that_loads(through):
+    path = through / "toy.safetensors"
+    model, clip, vae = toy_model.load(path)
+    assert {k: v for k, v in toy_model.settings(path).items() if k in asdict(TINY)} == asdict(TINY)
+    assert model.model.diffusion_model is not None
+    assert clip.encode_from_tokens(clip.tokenize("a red star")).shape == (1, 77, toy_model.WIDTH)
+    with torch.inference_mode():
+        picture = torch.from_numpy(random_scene(0).image())[None]
+        rebuilt = vae.decode(vae.encode(picture))
+    assert -10 * math.log10((rebuilt - picture).square().mean()) > 22  # components of 8 pictures say a lot already
+    assert path.stat().st_mode & 0o444 == 0o444  # readable by whom the pack is installed for
+    assert not list(through.glob("*.part"))
+
+
+def test_every_part_of_the_model_was_trained(through):
+    state = torch.load(through / "diffusion.pt")
+    torch.manual_seed(TINY.seed)
+    fresh = training.Trainee(len(Vocabulary())).state_dict()
+    moved = {name.partition(".")[0] for name, tensor in state["model"].items() if not torch.equal(tensor, fresh[name])}
+    assert moved == {"unet", "text", "tokens"}
+    still = [name for name, tensor in state["model"].items() if torch.equal(tensor, fresh[name])]
+    # what silent branches hide at first is reached within a few steps
+    assert len(still) < 0.02 * len(fresh), still
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(through, tmp_path, capsys):
+    shorter = replace(TINY, steps=2)
+    # neither decays before its last step, so the first two steps of both are the same
+    assert [learning_rate(i, shorter) for i in range(2)] == [learning_rate(i, TINY) for i in range(2)]
+    train(shorter, tmp_path, tmp_path / "toy.safetensors")
+    half = torch.load(tmp_path / "diffusion.pt")
+    assert half["step"] == 2
+    capsys.readouterr()
+    train(TINY, tmp_path, tmp_path / "toy.safetensors")
+    assert "going on from step 2" in capsys.readouterr().out
+    one, two = torch.load(through / "diffusion.pt"), torch.load(tmp_path / "diffusion.pt")
+    assert one["step"] == two["step"] == 4 and two["seconds"] > half["seconds"]
+    for part in ("model", "ema"):
+        assert max((one[part][k] - two[part][k]).abs().max() for k in one[part]) < 1e-6
+        assert max((half[part][k] - two[part][k]).abs().max() for k in two[part]) > 1e-3
+    files = [load_file(folder / "toy.safetensors") for folder in (through, tmp_path)]
+    assert max((files[0][k].float() - files[1][k].float()).abs().max() for k in files[0]) < 1e-3
+
+
+def test_a_finished_run_is_not_trained_again(through, monkeypatch, tmp_path):
+    monkeypatch.setattr(Pictures, "__getitem__", None)
+    monkeypatch.setattr(training, "_pictures", None)
+    train(TINY, through, tmp_path / "again.safetensors")
+    before, after = load_file(through / "toy.safetensors"), load_file(tmp_path / "again.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_pictures_go_on_where_they_stopped(vocabulary):
+    whole, rest = Pictures(10, vocabulary, 0.15), Pictures(10, vocabulary, 0.15, first=6)
+    assert (len(whole), len(rest)) == (10, 4)
+    for position in range(4):
+        picture, ids = rest[position]
+        expected, expected_ids = whole[6 + position]
+        assert torch.equal(picture, expected) and torch.equal(ids, expected_ids)
+    assert picture.shape == (3, 256, 256) and picture.dtype == torch.uint8
+
+
+def test_pictures_are_of_the_training_stream_with_their_captions(vocabulary):
+    pictures = Pictures(40, vocabulary, 0.0)
+    for index in (0, 17):
+        picture, ids = pictures[index]
+        scene = random_scene(index, stream="training")
+        assert torch.equal(ids, vocabulary.encode(scene.caption()))
+        shown = torch.from_numpy(scene.image()).movedim(2, 0)
+        assert (picture.float() / 255 - shown).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_the_asked_share_of_captions_is_empty(vocabulary):
+    nothing = vocabulary.encode("")
+    for share in (0.0, 0.15, 1.0):
+        pictures = Pictures(100, vocabulary, share)
+        empty = [torch.equal(pictures[i][1], nothing) for i in range(100)]
+        assert abs(sum(empty) - 100 * share) <= 2
+        assert all(abs(sum(empty[i : i + 20]) - 20 * share) <= 2 for i in range(0, 100, 20))  # evenly spread
+
+
+def test_the_vocabulary_covers_every_caption(vocabulary):
+    for stream in ("scenes", "training"):
+        for seed in range(300):
+            caption = random_scene(seed, stream=stream).caption()
+            ids = vocabulary.encode(caption)
+            assert ids.shape == (77,) and (ids > 0).all(), caption
+            assert ids.max() < len(vocabulary)
+    assert (vocabulary.encode("a zebra") == 0).sum() == 1
+    assert len(vocabulary) < 100
+
+
+def test_the_learning_rate_warms_up_stays_and_falls():
+    settings = Settings(steps=1000, learning_rate=4e-4, warm_up=100, decay=0.25)
+    rates = [learning_rate(step, settings) for step in range(1000)]
+    assert rates[0] == pytest.approx(4e-6) and rates[49] == pytest.approx(2e-4)
+    assert all(rate == 4e-4 for rate in rates[99:751])
+    assert all(a > b for a, b in zip(rates[751:], rates[752:], strict=False))
+    assert rates[875] == pytest.approx(2e-4) and 0 < rates[-1] < 1e-7
+
+
+def test_the_loss_weighs_as_v_prediction_up_to_sigma_5_and_levels_off():
+    sigma = torch.tensor([0.0, 0.03, 1.0, 5.0, 14.6, 1e4])
+    weights = loss_weight(sigma)
+    assert weights[:3] == pytest.approx([1.0, 1.0009, 2 / 1.04], rel=1e-3)
+    assert float(weights[3]) == pytest.approx(13.0) and float(weights[5]) == pytest.approx(25.0, rel=1e-3)
+    assert (weights.diff() > 0).all()
