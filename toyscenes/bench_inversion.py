@@ -7,7 +7,7 @@ from .measure import psnr
 from .pipeline import Toy, batches, images, mean
 from .scenes import random_scene
 
-REFINEMENTS = (0, 1, 2, 3)
+REFINEMENTS = (0, 2)
 
 
 def run(seeds: range) -> dict:
