@@ -1,7 +1,7 @@
 """Write the example graphs, each for the page (workflows/) and for the API (workflows/api/).
 
-    python workflows/build.py               the graphs
-    python workflows/build.py --thumbnails  and run the toy graph for their pictures
+    python devtools/build_graphs.py               the graphs
+    python devtools/build_graphs.py --thumbnails  and run the toy graph for their pictures
 
 Needs the environment that `python dev.py` sets up.
 """
@@ -14,14 +14,13 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from draw import Drawing, Group, Info, Node, Port
+from draw_graphs import Drawing, Group, Info, Node, Port
+from host_client import Client
+from host_server import HostServer, temporary_server
+from pack import ROOT
+from PIL import Image
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "devtools"))
-
-from host_client import Client  # noqa: E402
-from host_server import HostServer, temporary_server  # noqa: E402
-
+HERE = ROOT / "workflows"
 STEPS = 50
 SCHEDULER = "normal"
 PREVIEW = 290  # height of a node that shows a picture
@@ -222,8 +221,6 @@ def main(arguments: list[str]) -> None:
 
 def write_thumbnails(server: HostServer) -> None:
     """Before and after, side by side; a real checkpoint's graph is shown with toy pictures too."""
-    from PIL import Image
-
     client = Client(server.url)
     graph = json.loads((HERE / "api" / "try_me_remove_object.json").read_text(encoding="utf-8"))
     outputs = client.run(graph).outputs
