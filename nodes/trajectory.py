@@ -77,7 +77,7 @@ class Sample(io.ComfyNode):
                     tooltip="The schedule that the trajectory was made with, or a part of it (Split Sigmas): "
                     "sampling starts from the trajectory at its first noise level.",
                 ),
-                Trajectory.Input("trajectory", tooltip="Where to start from: of Invert, Fuse Layer or another Sample."),
+                Trajectory.Input("trajectory", tooltip="Where to start from: of Invert or another Sample Trajectory."),
                 io.Int.Input(
                     "noise_seed",
                     default=0,

@@ -51,7 +51,7 @@ TEXT_ENCODER = {
 
 
 class ToyLatents(comfy.latent_formats.LatentFormat):
-    """Eight channels of about unit variance; the first three give the previews their colours."""
+    """Eight channels of about unit variance."""
 
     latent_channels = CHANNELS
 
@@ -97,7 +97,12 @@ def load(path: Path = WEIGHTS) -> tuple[comfy.model_patcher.ModelPatcher, comfy.
     for name, tensor in tensors.items():
         part, _, key = name.partition(".")
         parts[part][key] = tensor.float()
-    return _model(parts["unet"]), _clip(parts["text"]), _vae(parts["vae"])
+    model = _model(parts["unet"])
+    # previews while sampling: the mean colour of the patch that a latent stands for
+    latents = model.model.latent_format
+    latents.latent_rgb_factors = parts["vae"]["synthesis.weight"].mean((2, 3)).tolist()
+    latents.latent_rgb_factors_bias = parts["vae"]["synthesis.bias"].tolist()
+    return model, _clip(parts["text"]), _vae(parts["vae"])
 
 
 def settings(path: Path = WEIGHTS) -> dict:
