@@ -60,8 +60,8 @@ def test_every_picture_of_a_batch_gets_its_own_mask(toy, data):
 
 def test_evaluations_are_those_of_the_formula(toy, data):
     data.trajectory(toy)
-    for settings, expected in (({"guidance": 1.0, "end": 0.8}, 50), ({"guidance": 7.5, "end": 0.8}, 90)):
+    for guidance, expected in ((1.0, 50), (7.5, 90)):
         before = toy.samples
         trajectory = data.trajectory(toy)
-        toy.sample(apply_key_mask(toy.model, data.masks, **settings), trajectory)
+        toy.sample(apply_key_mask(toy.model, data.masks, guidance=guidance, end=0.8), trajectory)
         assert (toy.samples - before) / len(SEEDS) == pytest.approx(expected, abs=1)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,8 @@ def test_a_run_writes_a_file_that_loads(through):
     model, clip, vae = toy_model.load(path)
     assert {k: v for k, v in toy_model.settings(path).items() if k in asdict(TINY)} == asdict(TINY)
     assert model.model.diffusion_model is not None
-    assert clip.encode_from_tokens(clip.tokenize("a red star")).shape == (1, 77, toy_model.WIDTH)
+    encoded: Any = clip.encode_from_tokens(clip.tokenize("a red star"))
+    assert encoded.shape == (1, 77, toy_model.WIDTH)
     with torch.inference_mode():
         picture = torch.from_numpy(random_scene(0).image())[None]
         rebuilt = vae.decode(vae.encode(picture))

@@ -1,5 +1,7 @@
 """The linear autoencoder against principal components computed in plain float64 numpy."""
 
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
@@ -82,9 +84,11 @@ def test_the_touch_up_starts_silent_and_reads_the_neighbours(pictures):
     latents = autoencoder.encode(pictures[:1])
     assert torch.equal(autoencoder.decode(latents), autoencoder.synthesis(latents))
     with torch.no_grad():
-        autoencoder.refinement[-2].weight.normal_(generator=torch.Generator().manual_seed(0))
+        last = cast(torch.nn.Conv2d, autoencoder.refinement[-2])
+        last.weight.normal_(generator=torch.Generator().manual_seed(0))
     latents = latents.detach().requires_grad_()
     autoencoder.decode(latents)[0, :, 128:136, 128:136].sum().backward()
+    assert latents.grad is not None
     reached = latents.grad[0].abs().sum(0).nonzero() - 16
     assert reached.min() == -3 and reached.max() == 3
 
