@@ -294,8 +294,6 @@ def test_the_hosts_own_nodes_run_with_it(toy):
     def run(start, seed=1, denoise=1.0):
         node = host_nodes.KSampler()
         out = node.sample(model, seed, 2, 3.0, "euler", "normal", positive, negative, start, denoise)[0]
-            0
-        ]
         return host_nodes.VAEDecode().decode(vae, out)[0]
 
     picture = run(latent)
