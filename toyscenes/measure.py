@@ -21,9 +21,14 @@ def psnr(picture: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None)
     Args:
         picture, truth: (H, W, 3).
         mask: (H, W) in [0, 1], weight of each pixel; everything when missing.
+
+    Raises:
+        ValueError: the mask is 0 everywhere.
     """
     error = (np.asarray(picture, np.float64) - truth) ** 2
     weights = np.ones(error.shape[:2]) if mask is None else np.asarray(mask, np.float64)
+    if not weights.any():
+        raise ValueError("psnr: the mask is 0 everywhere; nothing is left to compare")
     mean = (error.mean(2) * weights).sum() / weights.sum()
     return -10 * math.log10(max(mean, 1e-10))
 

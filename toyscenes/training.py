@@ -152,8 +152,8 @@ def loss_weight(sigma: torch.Tensor) -> torch.Tensor:
     """Weight of the squared ε error at σ: that of v-prediction, 1 + σ², damped above σ = 5.
 
     Layout and colours are settled at high σ, where an ε error is small whatever the
-    picture: unweighted, those levels would give 2 % of the gradient. Towards the top of
-    the schedule nothing can be known of the picture, so the weight levels off.
+    picture: unweighted, those levels would hardly count. Towards the top of the schedule
+    nothing can be known of the picture, so the weight levels off.
     """
     return (1 + sigma**2) / (1 + (sigma / 5) ** 2)
 

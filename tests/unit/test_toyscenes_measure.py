@@ -128,3 +128,8 @@ def test_counts_are_read_exactly():
     three = two.duplicated(0, 90, -20)
     assert follows_caption(two, two.image()) and follows_caption(three, three.image())
     assert not follows_caption(two, three.image()) and not follows_caption(three, two.image())
+
+
+def test_psnr_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="mask is 0 everywhere"):
+        psnr(np.zeros((4, 4, 3)), np.zeros((4, 4, 3)), np.zeros((4, 4)))
