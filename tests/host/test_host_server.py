@@ -171,7 +171,11 @@ with temporary_server("test-stop") as server:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_caller_stops_the_host(number):
     command = [sys.executable, "-c", SERVE, str(pack.ROOT / "devtools")]
-    caller = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def listen():  # a test run in the background of a shell has SIGINT ignored, and hands that down
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    caller = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=listen)
     assert caller.stdout is not None
     pid, folder = caller.stdout.readline().split(maxsplit=1)
     host = int(pid)
