@@ -3,3 +3,4 @@
 from comfy_api.latest import io
 
 Trajectory = io.Custom("TRAJECTORY")
+Layers = io.Custom("EDIT_LAYERS")  # list[fusion.layers.Layer]

@@ -26,7 +26,7 @@ COLOURS = {
     "black": (24, 24, 28),
 }
 NUMBERS = {1: "a", 2: "two", 3: "three", 4: "four"}
-SMALL, LARGE = 0.23, 0.32  # extents below and above which a caption may say so
+SMALL, LARGE = 0.26, 0.35  # extents below and above which a caption may say so
 _STREAMS = {"scenes": 0, "training": 1}  # training never sees the scenes that judge it
 
 
@@ -207,7 +207,7 @@ def random_scene(
     rng = np.random.default_rng([_STREAMS[stream], seed])
     unit = min(width, height)
     background = random_background(rng, width / height)
-    weights = np.array([0.06, 0.32, 0.30, 0.20, 0.12])[objects[0] : objects[1] + 1]
+    weights = np.array([0.06, 0.36, 0.32, 0.17, 0.09])[objects[0] : objects[1] + 1]
     count = objects[0] + int(rng.choice(len(weights), p=weights / weights.sum()))
     scene = Scene(width, height, background, name_sizes=bool(rng.random() < 0.3))
     while len(scene.objects) < count:
@@ -223,7 +223,7 @@ def _placed(rng: np.random.Generator, scene: Scene, width: float, height: float)
     """`scene` with one more object in front, or None when it would hide too much of another."""
     twin = bool(scene.objects) and rng.random() < 0.15
     for _ in range(30):
-        size = float(rng.uniform(0.18, 0.38))
+        size = float(rng.uniform(0.22, 0.40))
         margin = size * 0.55
         thing = SceneObject(
             shape=SHAPES[rng.integers(len(SHAPES))],

@@ -1,16 +1,15 @@
 """Outlines of the toy objects and their anti-aliased rasterisation.
 
-An outline is a list of polygons in the unit box [-0.5, 0.5]² (x right, y down); where
-polygons overlap, the later one cuts a hole (even-odd). Curves are polygons too, so
-that every affine edit of an object is exact: it moves vertices, never pixels.
+An outline is a list of polygons in the unit box [-0.5, 0.5]² (x right, y down); the
+second and later ones are holes in the first. Curves are polygons too, so that every
+affine edit of an object is exact: it moves vertices, never pixels.
 """
 
 import math
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw
 
-SUPERSAMPLING = 8  # Pillow rounds corners to whole pixels: to 1/8 of ours
+LEVELS = 4096  # of coverage, so that rounding errors are no coverage at all
 
 Outline = list[np.ndarray]
 
@@ -54,13 +53,6 @@ OUTLINES: dict[str, Outline] = {
         )
     ],
     "heart": [_heart()],
-    "letter E": [
-        _polygon(
-            (-0.4, -0.5), (0.4, -0.5), (0.4, -0.5 + _PEN * 0.9), (-0.4 + _PEN, -0.5 + _PEN * 0.9),
-            (-0.4 + _PEN, -0.1), (0.3, -0.1), (0.3, 0.1), (-0.4 + _PEN, 0.1),
-            (-0.4 + _PEN, 0.5 - _PEN * 0.9), (0.4, 0.5 - _PEN * 0.9), (0.4, 0.5), (-0.4, 0.5),
-        )
-    ],
     "letter H": [
         _polygon(
             (-0.42, -0.5), (-_THIRD, -0.5), (-_THIRD, -0.12), (_THIRD, -0.12), (_THIRD, -0.5), (0.42, -0.5),
@@ -82,7 +74,10 @@ OUTLINES: dict[str, Outline] = {
 
 
 def coverage(outline: Outline, matrix: np.ndarray, height: int, width: int) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """Share of each pixel that the outline covers.
+    """Share of each pixel that the outline covers, exact.
+
+    Every edge is cut at the pixels' borders; a piece adds what lies to its right, so that
+    the sum along a row is the covered area (as font rasterisers do it).
 
     Args:
         outline: polygons in the unit box.
@@ -94,18 +89,46 @@ def coverage(outline: Outline, matrix: np.ndarray, height: int, width: int) -> t
         as (rows, columns); an empty box when the outline lies outside the frame.
     """
     polygons = [polygon @ matrix[:, :2].T + matrix[:, 2] for polygon in outline]
-    everything = np.concatenate(polygons)
+    corners = np.concatenate(polygons)
     size = (width, height)
-    left, top = (int(v) for v in np.clip(np.floor(everything.min(0)), 0, size))
-    right, bottom = (int(v) for v in np.clip(np.ceil(everything.max(0)), 0, size))
-    box = slice(top, max(top, bottom)), slice(left, max(left, right))
-    columns, rows = (right - left) * SUPERSAMPLING, (bottom - top) * SUPERSAMPLING
-    if columns <= 0 or rows <= 0:
-        return np.zeros((box[0].stop - top, box[1].stop - left), dtype=np.float32), box
-    fine = Image.new("1", (columns, rows))
-    for polygon in polygons:
-        layer = Image.new("1", fine.size)
-        points = (polygon - (left, top)) * SUPERSAMPLING
-        ImageDraw.Draw(layer).polygon([tuple(p) for p in points], fill=1)
-        fine = ImageChops.logical_xor(fine, layer)
-    return np.asarray(fine.convert("L").reduce(SUPERSAMPLING), dtype=np.float32) / 255, box
+    left, top = (int(v) for v in np.clip(np.floor(corners.min(0)), 0, size))
+    right, bottom = (int(v) for v in np.clip(np.ceil(corners.max(0)), 0, size))
+    rows, columns = max(0, bottom - top), max(0, right - left)
+    area = np.zeros((rows, columns + 1))
+    for number, polygon in enumerate(polygons):
+        x, y = polygon.T
+        turn = np.sign(np.roll(x, -1) @ y - np.roll(y, -1) @ x)  # which way round, flips turn it
+        area += turn * (-1 if number else 1) * _area_to_the_right(polygon - (left, top), rows, columns)
+    shares = np.rint(area.cumsum(1)[:, :-1] * LEVELS) / LEVELS
+    return shares.astype(np.float32), (slice(top, top + rows), slice(left, left + columns))
+
+
+def _area_to_the_right(polygon: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """(rows, columns + 1) areas whose sum along a row is the signed area right of the edges."""
+    points = _cut_at_pixels(polygon)
+    following = np.roll(points, -1, axis=0)
+    middle, height = (points + following) / 2, following[:, 1] - points[:, 1]
+    seen = (middle[:, 1] >= 0) & (middle[:, 1] < rows) & (middle[:, 0] < columns)
+    # what lies left of the box covers all of it
+    middle, height = np.maximum(middle[seen], 0), height[seen]
+    column, row = middle.astype(int).T
+    pixel = row * (columns + 1) + column
+    beyond = height * (middle[:, 0] - column)  # the pixel's own part left of the piece belongs to its neighbour's sum
+    length = rows * (columns + 1)
+    area = np.bincount(pixel, height - beyond, length) + np.bincount(pixel + 1, beyond, length)
+    return area.reshape(rows, columns + 1)
+
+
+def _cut_at_pixels(polygon: np.ndarray) -> np.ndarray:
+    """The polygon with further corners wherever an edge crosses into another pixel."""
+    edges = np.roll(polygon, -1, axis=0) - polygon
+    places = [np.arange(len(polygon), dtype=np.float64)]  # number of the edge, and how far along it
+    for start, length in zip(polygon.T, edges.T, strict=True):
+        first = np.floor(np.minimum(start, start + length)).astype(int) + 1
+        count = np.maximum(np.ceil(np.maximum(start, start + length)).astype(int) - first, 0)
+        edge = np.repeat(np.arange(len(polygon)), count)
+        border = first[edge] + np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)
+        places.append(edge + (border - start[edge]) / length[edge])
+    place = np.sort(np.concatenate(places))
+    edge = np.minimum(place.astype(int), len(polygon) - 1)
+    return polygon[edge] + (place - edge)[:, None] * edges[edge]

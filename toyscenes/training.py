@@ -8,7 +8,9 @@ checkpoint from before its decay.
 import copy
 import json
 import math
+import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,7 +37,7 @@ _KERNELS: list[SDPBackend] = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_A
 class Settings:
     """What `python dev.py train` does; stored in the weights file."""
 
-    steps: int = 5400
+    steps: int = 12000
     batch: int = 16
     learning_rate: float = 4e-4
     warm_up: int = 100
@@ -143,8 +145,9 @@ def _initialise(module: nn.Module) -> None:
 
 def learning_rate(step: int, settings: Settings) -> float:
     """Warm-up, plateau, and a half cosine down to 0 at the end."""
-    start = settings.steps * (1 - settings.decay)
-    fall = 0.5 + 0.5 * math.cos(math.pi * max(0.0, (step - start) / (settings.steps - start)))
+    length = settings.steps * settings.decay
+    fallen = max(0.0, step - settings.steps + length) / length if length else 0.0
+    fall = 0.5 + 0.5 * math.cos(math.pi * fallen)
     return settings.learning_rate * min(1.0, (step + 1) / settings.warm_up) * fall
 
 
@@ -156,6 +159,19 @@ def loss_weight(sigma: torch.Tensor) -> torch.Tensor:
     nothing can be known of the picture, so the weight levels off.
     """
     return (1 + sigma**2) / (1 + (sigma / 5) ** 2)
+
+
+def draw_timesteps(count: int, levels: int, generator: torch.Generator) -> torch.Tensor:
+    """Timesteps (count,): two of five from the whole schedule, the others from where shapes are settled.
+
+    On SD's schedule 40 % to 90 % of the timesteps are σ from 1 to 8: where an object lies is
+    seen, which one it is not yet.
+    """
+    device = generator.device
+    anywhere = torch.rand(count, generator=generator, device=device)
+    middle = 0.4 + 0.5 * torch.rand(count, generator=generator, device=device)
+    chosen = torch.rand(count, generator=generator, device=device) < 0.4
+    return (torch.where(chosen, anywhere, middle) * levels).long()
 
 
 def train(settings: Settings, folder: Path, output: Path) -> None:
@@ -216,18 +232,19 @@ def _diffusion(
     encoder = copy.deepcopy(autoencoder.analysis).to(device)
     data = Pictures(settings.steps * settings.batch, vocabulary, settings.empty_captions, first * settings.batch)
     loader = torch.utils.data.DataLoader(data, settings.batch, num_workers=1, prefetch_factor=4)
+    step_model: Callable = torch.compile(model) if shutil.which("c++") else model
     began, losses = time.perf_counter() - spent, []
     for step, (pictures, ids) in enumerate(loader, first):
         generator = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
         with torch.no_grad():
             z = encoder(pictures.to(device).float() / 127.5 - 1)
-        t = torch.randint(0, len(sigmas), (len(z),), generator=generator, device=device)
+        t = draw_timesteps(len(z), len(sigmas), generator)
         noise = torch.randn(z.shape, generator=generator, device=device)
         sigma = sigmas[t].view(-1, 1, 1, 1)
         x = ((z + sigma * noise) / (sigma**2 + 1).sqrt()).to(memory_format=torch.channels_last)
         optimiser.zero_grad()
         with torch.autocast(device.type, dtype=torch.bfloat16), sdpa_kernel(attention):
-            predicted = model(x, t.float(), ids.to(device))
+            predicted = step_model(x, t.float(), ids.to(device))
             loss = (loss_weight(sigma) * (predicted.float() - noise) ** 2).mean()
             loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip_gradient)
@@ -251,8 +268,7 @@ def _diffusion(
 
 @torch.no_grad()
 def _follow(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    for average, parameter in zip(ema.parameters(), model.parameters(), strict=True):
-        average.lerp_(parameter, 1 - decay)
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
 
 def _refine(settings: Settings, folder: Path, autoencoder: PatchAutoencoder, device: torch.device) -> None:

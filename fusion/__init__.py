@@ -1,0 +1,1 @@
+"""Layers: geometry, fusion of trajectories, canvases, edit plans, layer files."""
