@@ -55,7 +55,7 @@ class Layer:
 
 
 def painted_box(mask: Tensor) -> tuple[int, int, int, int] | None:
-    """(left, top, right, bottom) of what is above 0.5 in a MASK (1, H, W), right and bottom exclusive; None if empty."""
+    """(left, top, right, bottom), the last two exclusive, of what is above 0.5 in a MASK (1, H, W), or None."""
     rows, columns = torch.nonzero(mask[0] > 0.5, as_tuple=True)
     if not len(rows):
         return None
@@ -90,6 +90,7 @@ def _pixels(value: str, size: int, where: str) -> float:
         number = float(value.removesuffix("%"))
     except ValueError:
         raise ValueError(f"{where}: {value!r} is not a number; write pixels (120) or percents (10%)") from None
+    number = number * size / 100 if value.endswith("%") else number
     if not math.isfinite(number):
         raise ValueError(f"{where}: {value!r} is not a finite number; write pixels (120) or percents (10%)")
-    return number * size / 100 if value.endswith("%") else number
+    return number

@@ -209,13 +209,16 @@ def sample_recording(
     return trajectory.continued(levels, recorded), _intermediate(samples)
 
 
-def latent_at_step(trajectory: Trajectory, step: int, where: str = "Trajectory To Latent") -> Tensor:
+def latent_at_step(
+    trajectory: Trajectory, step: int, predict: bool = False, where: str = "Trajectory To Latent"
+) -> Tensor:
     """The latent (B, C, H, W) `step` steps of noise above the picture, as a LATENT holds it.
 
+    With `predict`, the clean latent that the trajectory heads for at that step.
     Raises ValueError for a step that the trajectory does not have.
     """
     try:
-        samples = trajectory.latent_at_step(step)
+        samples = trajectory.latent_at_step(step, predict)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return _intermediate(samples)

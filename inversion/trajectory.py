@@ -20,6 +20,8 @@ CLEAN_SIGMA = 1.01e-4
 class LatentFormat(Protocol):
     """What a trajectory needs of the host's latent format: model space to LATENT."""
 
+    def process_in(self, latent: Tensor) -> Tensor: ...
+
     def process_out(self, latent: Tensor) -> Tensor: ...
 
 
@@ -205,9 +207,23 @@ class Trajectory:
             )
         return self._latents[self.steps - step]
 
-    def latent_at_step(self, step: int) -> Tensor:
-        """As `at_step`, in LATENT's units."""
-        x = self.at_step(step)
+    def predicted(self, step: int = 0) -> Tensor:
+        """The clean latent that the trajectory heads for `step` steps above its end; (B, C, H, W).
+
+        An Euler step goes along a straight line in σ to the model's prediction; the line
+        through a point and the noisier one before it, continued to σ = 0, is that prediction.
+        Raises ValueError for a step that the trajectory does not have.
+        """
+        x, position = self.at_step(step), self.steps - step
+        if position == 0 or self._levels[position] == 0:
+            return x
+        upper, lower = self._levels[position - 1], self._levels[position]
+        before = self._latents[position - 1]
+        return before - upper * (before - x) / (upper - lower)
+
+    def latent_at_step(self, step: int, predict: bool = False) -> Tensor:
+        """As `at_step`, or `predicted`, in LATENT's units."""
+        x = self.predicted(step) if predict else self.at_step(step)
         return x if self.latent_format is None else self.latent_format.process_out(x)
 
     def part(self, high: float = math.inf, low: float = 0.0) -> "Trajectory":

@@ -3,9 +3,18 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from . import attention, toy, trajectory
+from . import attention, canvas, layer_file, layered, layers, plan, toy, trajectory
 
-NODES: list[type[io.ComfyNode]] = [*trajectory.NODES, *attention.NODES, *toy.NODES]
+NODES: list[type[io.ComfyNode]] = [
+    *trajectory.NODES,
+    *attention.NODES,
+    *layered.NODES,
+    *layers.NODES,
+    *canvas.NODES,
+    *plan.NODES,
+    *layer_file.NODES,
+    *toy.NODES,
+]
 
 
 class LatentLayersExtension(ComfyExtension):

@@ -127,14 +127,20 @@ class TrajectoryToLatent(io.ComfyNode):
                     tooltip="How many steps of noise: 0 is the finished picture, the schedule's number of steps "
                     "is its noisiest latent.",
                 ),
+                io.Boolean.Input(
+                    "predict",
+                    default=False,
+                    optional=True,
+                    tooltip="Take the clean picture that the trajectory heads for there, not its noisy latent.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The latent at that step.")],
         )
 
     @classmethod
     @override
-    def execute(cls, trajectory, step=0) -> io.NodeOutput:
-        return io.NodeOutput({"samples": host.latent_at_step(trajectory, step)})
+    def execute(cls, trajectory, step=0, predict=False) -> io.NodeOutput:
+        return io.NodeOutput({"samples": host.latent_at_step(trajectory, step, predict)})
 
 
 NODES = [Invert, Sample, TrajectoryToLatent]

@@ -81,6 +81,18 @@ def follows_caption(scene: Scene, picture: np.ndarray) -> bool:
     ) and (bool(named) or not found)
 
 
+def colour_centroid(picture: np.ndarray, colour: str, near: np.ndarray) -> tuple[float, float] | None:
+    """Centre of gravity (x, y) in pixels of an object's colour within an area, None where it is not seen.
+
+    Args:
+        picture: (H, W, 3) in [0, 1].
+        colour: one of COLOURS.
+        near: bool (H, W), where to look.
+    """
+    rows, columns = np.nonzero((_nearest_colour(picture) == list(COLOURS).index(colour)) & near)
+    return (float(columns.mean()) + 0.5, float(rows.mean()) + 0.5) if len(rows) else None
+
+
 def _nearest_colour(picture: np.ndarray) -> np.ndarray:
     names = np.array([*COLOURS.values(), *PALETTE.values()], dtype=np.float32) / 255
     distances = ((picture[..., None, :].astype(np.float32) - names) ** 2).sum(-1)

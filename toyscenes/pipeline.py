@@ -51,17 +51,26 @@ class Toy:
         """Latents to IMAGE."""
         return self.vae.decode(latents)
 
-    def invert(self, latents: Tensor, steps: int = STEPS, refinements: int = 0) -> Trajectory:
-        """Trajectory of pictures, with the empty prompt."""
-        return invert(self.model, self.condition(), latents, self.sigmas(steps), refinements)
+    def invert(
+        self, latents: Tensor, steps: int = STEPS, refinements: int = 0, sigmas: Tensor | None = None
+    ) -> Trajectory:
+        """Trajectory of pictures over a whole schedule, or the given part of one, with the empty prompt."""
+        return invert(
+            self.model, self.condition(), latents, self.sigmas(steps) if sigmas is None else sigmas, refinements
+        )
 
     def sample(self, model: Any, trajectory: Trajectory, sampler: str = "euler", seed: int = 0) -> Tensor:
         """Latents that a patched model makes of a trajectory, with the empty prompt and no text guidance."""
+        return self.run(model, trajectory, trajectory.sigmas, sampler, seed)[1]
+
+    def run(
+        self, model: Any, trajectory: Trajectory, sigmas: Tensor, sampler: str = "euler", seed: int = 0
+    ) -> tuple[Trajectory, Tensor]:
+        """As `sample`, over a part of the schedule; also returns what was passed through."""
         guider = comfy.samplers.CFGGuider(model)
         guider.inner_set_conds({"positive": self.condition()})
         guider.set_cfg(1.0)
-        sigmas = trajectory.sigmas
-        return sample_recording(guider, comfy.samplers.sampler_object(sampler), sigmas, trajectory, seed)[1]
+        return sample_recording(guider, comfy.samplers.sampler_object(sampler), sigmas, trajectory, seed)
 
     def inpaint(self, latents: Tensor, mask: Tensor, seeds: Iterable[int], steps: int = STEPS) -> Tensor:
         """The host's own way: SetLatentNoiseMask, then KSampler from full noise (denoise 1), cfg 1, empty prompt."""

@@ -26,7 +26,7 @@ COLOURS = {
     "black": (24, 24, 28),
 }
 NUMBERS = {1: "a", 2: "two", 3: "three", 4: "four"}
-SMALL, LARGE = 0.26, 0.35  # extents below and above which a caption may say so
+SMALL, LARGE = 0.28, 0.38  # extents below and above which a caption may say so
 _STREAMS = {"scenes": 0, "training": 1}  # training never sees the scenes that judge it
 
 
@@ -45,6 +45,7 @@ class SceneObject:
     flip_x: bool = False
     flip_y: bool = False
     tint: tuple[int, int, int] = (0, 0, 0)
+    linear: tuple[tuple[float, float], ...] | None = None  # of its own, in place of size, flips, scale and rotation
 
     @property
     def rgb(self) -> np.ndarray:
@@ -53,6 +54,8 @@ class SceneObject:
 
     def matrix(self) -> np.ndarray:
         """(2, 3) map from the unit box to the world: flip, scale, rotate, place."""
+        if self.linear is not None:
+            return np.column_stack([np.array(self.linear), (self.x, self.y)])
         c, s = math.cos(math.radians(self.rotation)), math.sin(math.radians(self.rotation))
         scale = np.diag(
             [self.size * self.scale_x * (-1) ** self.flip_x, self.size * self.scale_y * (-1) ** self.flip_y]
@@ -207,7 +210,7 @@ def random_scene(
     rng = np.random.default_rng([_STREAMS[stream], seed])
     unit = min(width, height)
     background = random_background(rng, width / height)
-    weights = np.array([0.06, 0.36, 0.32, 0.17, 0.09])[objects[0] : objects[1] + 1]
+    weights = np.array([0.06, 0.42, 0.32, 0.14, 0.06])[objects[0] : objects[1] + 1]
     count = objects[0] + int(rng.choice(len(weights), p=weights / weights.sum()))
     scene = Scene(width, height, background, name_sizes=bool(rng.random() < 0.3))
     while len(scene.objects) < count:
@@ -222,8 +225,9 @@ def random_scene(
 def _placed(rng: np.random.Generator, scene: Scene, width: float, height: float) -> Scene | None:
     """`scene` with one more object in front, or None when it would hide too much of another."""
     twin = bool(scene.objects) and rng.random() < 0.15
+    overlaps = rng.random() < 0.4
     for _ in range(30):
-        size = float(rng.uniform(0.22, 0.40))
+        size = float(rng.uniform(0.24, 0.42))
         margin = size * 0.55
         thing = SceneObject(
             shape=SHAPES[rng.integers(len(SHAPES))],
@@ -231,7 +235,7 @@ def _placed(rng: np.random.Generator, scene: Scene, width: float, height: float)
             x=float(rng.uniform(margin, width - margin)),
             y=float(rng.uniform(margin, height - margin)),
             size=size,
-            rotation=float(rng.uniform(-15, 15)),
+            rotation=float(rng.uniform(-8, 8)),
             tint=(int(rng.integers(-8, 9)), int(rng.integers(-8, 9)), int(rng.integers(-8, 9))),
         )
         if twin:
@@ -239,7 +243,7 @@ def _placed(rng: np.random.Generator, scene: Scene, width: float, height: float)
         distances = [math.hypot(thing.x - o.x, thing.y - o.y) / (0.5 * (thing.size + o.size)) for o in scene.objects]
         # circles of these sizes overlap below 1; two of one colour must stay apart to be told apart,
         # and a square's corners reach further than a circle
-        limits = [1.3 if thing.colour == o.colour else 0.62 for o in scene.objects]
+        limits = [0.62 if overlaps and thing.colour != o.colour else 1.3 for o in scene.objects]
         if all(distance > limit for distance, limit in zip(distances, limits, strict=True)):
             return dataclasses.replace(scene, objects=(*scene.objects, thing))
     return None

@@ -1,0 +1,161 @@
+"""Pan and zoom-out of toy scenes against the same world seen through another window."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..attention.host import apply_keep_source, apply_key_mask
+from ..fusion.canvas import pan_and_zoom, window_of
+from ..masks.grid import dilate
+from .host import image_tensor
+from .measure import psnr
+from .pipeline import Toy, batches
+from .scenes import Scene, Window, random_scene
+
+TASKS = ("pan", "zoom", "zoom_far")
+SHIFT = 0.2
+ZOOMS = {"zoom": 1 / 1.25, "zoom_far": 1 / 1.5}
+DILATION = 30 / 1024  # of the width: DesignEdit's for pan and zoom
+
+
+@dataclass(frozen=True)
+class CanvasSettings:
+    """How the exposed area is filled."""
+
+    fill: str = "original"
+    mode: str = "multiply"
+    guidance: float = 7.5
+    guidance_end: float | None = None
+    end: float = 0.8
+    fresh: bool = False  # start from fresh noise in the exposed area
+    ignore_objects: bool = False
+    dilation: float = DILATION
+
+
+@dataclass(frozen=True)
+class View:
+    """A scene, and its world seen through another window."""
+
+    scene: Scene
+    shift: tuple[float, float]
+    zoom: float
+
+    def canvas(self, fill: str) -> tuple[Tensor, Tensor]:
+        """IMAGE and MASK of Pan And Zoom."""
+        return pan_and_zoom(image_tensor(self.scene.image()), *self.shift, self.zoom, fill=fill)
+
+    @property
+    def truth(self) -> Tensor:
+        """IMAGE (1, H, W, 3) of what should be seen."""
+        x, y, zoom = window_of(self.scene.width, self.scene.height, *self.shift, self.zoom)
+        return image_tensor(self.scene.image(Window(x, y, zoom)))
+
+
+def view(seed: int, task: str, size: tuple[int, int]) -> View:
+    """A scene whose objects all lie inside the first view, panned by 0.2 in some direction, or zoomed."""
+    rng = np.random.default_rng([7, seed])
+    scene = random_scene(seed, *size, objects=(1, 3))
+    if task == "pan":
+        angle = rng.integers(8) * np.pi / 4
+        return View(scene, (float(SHIFT * np.round(np.cos(angle))), float(SHIFT * np.round(np.sin(angle)))), 1.0)
+    return View(scene, (0.0, 0.0), ZOOMS[task])
+
+
+def extend(toy: Toy, views: Sequence[View], settings: CanvasSettings, seed: int = 0) -> Tensor:
+    """The pack's way: Pan And Zoom, then a removal of the exposed area. IMAGEs (B, H, W, 3)."""
+    canvases, exposed = (torch.cat(parts) for parts in zip(*(v.canvas(settings.fill) for v in views), strict=True))
+    holes = dilate(exposed, settings.dilation)
+    trajectory = toy.invert(toy.encode(canvases))
+    start = trajectory
+    if settings.fresh:
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(trajectory.shape, generator=generator) * trajectory.sigmas[0]
+        from ..masks.grid import cover
+
+        where = cover(holes, *trajectory.size)[:, None]
+        start = trajectory.continued(trajectory.sigmas[:1], [torch.lerp(trajectory.noisiest, noise, where)])
+    ignored = None
+    if settings.ignore_objects:
+        parts = []
+        for v in views:
+            x, y, zoom = window_of(v.scene.width, v.scene.height, *v.shift, v.zoom)
+            window = Window(x, y, zoom)
+            parts.append(np.max([v.scene.full_mask(i, window) for i in range(len(v.scene.objects))], axis=0))
+        ignored = torch.from_numpy(np.stack(parts))
+    masked = apply_key_mask(
+        toy.model, holes, mode=settings.mode, guidance=settings.guidance, guidance_end=settings.guidance_end,
+        end=settings.end, ignore_mask=ignored,
+    )  # fmt: skip
+    latents = toy.run(apply_keep_source(masked, trajectory, holes), start, trajectory.sigmas)[1]
+    return torch.lerp(canvases, toy.decode(latents), holes[..., None])
+
+
+def outpaint(toy: Toy, views: Sequence[View], seeds: Sequence[int]) -> Tensor:
+    """The host's way: pad with grey (as ImagePadForOutpaint does), then inpaint the padding from full noise."""
+    canvases, exposed = (torch.cat(parts) for parts in zip(*(v.canvas("black") for v in views), strict=True))
+    padded = canvases + 0.5 * exposed[..., None]
+    return torch.lerp(canvases, toy.decode(toy.inpaint(toy.encode(padded), exposed, seeds)), exposed[..., None])
+
+
+def seam(pictures: Tensor, exposed: Tensor) -> list[float]:
+    """Mean absolute step of colour across the border of the exposed area, of each picture."""
+    result = []
+    for picture, mask in zip(pictures, exposed, strict=True):
+        steps = []
+        for axis in (0, 1):
+            border = mask.diff(dim=axis).abs() > 0
+            if bool(border.any()):
+                steps.append(picture.diff(dim=axis).abs().mean(2)[border])
+        result.append(float(torch.cat(steps).mean()))
+    return result
+
+
+def shipped() -> CanvasSettings:
+    """The defaults of the nodes that the graphs use."""
+    from ..nodes.canvas import PanAndZoom
+
+    fill = next(i for i in PanAndZoom.define_schema().inputs if i.id == "fill")
+    return CanvasSettings(fill=str(fill.default))
+
+
+def run_canvas(toy: Toy, seeds: range, task: str, size: tuple[int, int]) -> dict:
+    """Mean figures over the seeds' scenes; PSNR in dB over the exposed area."""
+    columns: dict[str, list[float]] = {}
+    for part in batches(list(seeds)):
+        views = [view(seed, task, size) for seed in part]
+        truths = torch.cat([v.truth for v in views])
+        reachable = toy.decode(toy.encode(truths))
+        exposed = torch.cat([v.canvas("black")[1] for v in views])
+        before = toy.samples
+        ours = extend(toy, views, shipped())
+        evaluations = (toy.samples - before) / len(part)
+        host = outpaint(toy, views, part)
+        for name, pictures in (("psnr_exposed", ours), ("psnr_host_outpaint", host)):
+            values = [
+                psnr(p, t, m) for p, t, m in zip(pictures.numpy(), reachable.numpy(), exposed.numpy(), strict=True)
+            ]
+            columns.setdefault(name, []).extend(values)
+        for name, pictures in (("seam", ours), ("seam_host", host), ("seam_truth", truths)):
+            columns.setdefault(name, []).extend(seam(pictures, exposed))
+        columns.setdefault("evaluations_first", []).append(evaluations)
+    return {name: round(float(np.mean(values)), 4 if "seam" in name else 3) for name, values in columns.items()}
+
+
+def table_canvas(tasks: dict[str, dict]) -> list[str]:
+    """The figures for people."""
+    seeds = next(iter(tasks.values()))["seeds"]
+    lines = [
+        f"Pan and zoom-out, seeds {seeds}; PSNR over the exposed area, mean step of colour across its border",
+        "",
+        "| task | host's outpainting | Latent Layers | seam: host | seam: ours | seam: truth | evaluations |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, f in tasks.items():
+        lines.append(
+            f"| {name} | {f['psnr_host_outpaint']:.1f} dB | {f['psnr_exposed']:.1f} dB | {f['seam_host']:.3f} | "
+            f"{f['seam']:.3f} | {f['seam_truth']:.3f} | {f['evaluations_first']:.0f} |"
+        )
+    return lines
