@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..inversion.trajectory import Trajectory
 from .geometry import CELL
-from .layered import Content, Layout, Placed
+from .layered import Content, Layout, Placed, digest
 
 _PROGRESS_KEY = "latent_layers_progress"
 
@@ -68,10 +68,14 @@ class EditGraph:
         fills = layout.hole is not None or layout.occluded is not None
         whole = (schedule, settings.steps) if fills else (low, settings.steps - settings.filled)
         encoded = self.graph.node("VAEEncode", pixels=self._value(layout.source), vae=self.vae).out(0)
-        source = self._invert(encoded, *whole)
+        inverted = f"{digest(layout.source)} {settings} {artifact_mask is not None and digest(artifact_mask)}"
+        source = self._remembered(f"{inverted} inverted {whole[1]}", self._invert(encoded, *whole))
         canvas, behind = source, self._value(layout.source)
         if layout.hole is not None:
-            canvas = self._fill(canvas, source, layout.hole, high, artifact_mask, self._ignored(layout.hole))
+            ignored = self._ignored(layout.hole)
+            filled = self._fill(canvas, source, layout.hole, high, artifact_mask, ignored)
+            key = f"{inverted} filled {digest(layout.hole)} {ignored is not None and digest(ignored)}"
+            canvas = self._remembered(key, filled)
             behind = self._composite(layout.source, self._predicted(canvas), layout.hole)
         if layout.placed:
             inverted = (low, settings.steps - settings.filled) if layout.occluded is None else whole
@@ -87,6 +91,12 @@ class EditGraph:
     def _value(self, value: Any) -> Link:
         return self.graph.node("LatentLayersValue", content=Content(value)).out(0)
 
+    def _remembered(self, key: str, value: Link) -> Link:
+        return self.graph.node(
+            "LatentLayersRemember", key=key, model=self.plain_model, vae=self.vae, conditioning=self.conditioning,
+            value=value,
+        ).out(0)  # fmt: skip
+
     def _model(self, steps: int) -> Link:
         """The model for a stage of so many steps, which reports to the whole edit's progress bar."""
         node = self.graph.node("LatentLayersStage", model=self.plain_model, stage="")
@@ -96,8 +106,7 @@ class EditGraph:
     def _share_progress(self) -> None:
         total, done = sum(steps for _, steps in self.stages), 0
         for node, steps in self.stages:
-            # the same text for every stage: where it stands in the edit is nothing to a cache
-            node.set_input("stage", Content(Stage(done, total), "stage"))
+            node.set_input("stage", Content(Stage(done, total)))
             done += steps
 
     def _invert(self, latent: Link, sigmas: Link, steps: int) -> Link:

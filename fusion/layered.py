@@ -35,7 +35,7 @@ class Placed:
     @property
     def key(self) -> str:
         """Text that two parts share when they look alike."""
-        return " ".join([_digest(self.on_canvas.picture), _digest(self.on_canvas.mask), str(self.moves)])
+        return " ".join([digest(self.on_canvas.picture), digest(self.on_canvas.mask), str(self.moves)])
 
     @property
     def changes(self) -> tuple[Cells, ...]:
@@ -201,7 +201,7 @@ class Content(str):
 
     def __new__(cls, value: Any, name: str | None = None) -> "Content":
         """`name` replaces the content's digest, for values that do not matter to a cache."""
-        text = super().__new__(cls, _digest(value) if name is None else name)
+        text = super().__new__(cls, digest(value) if name is None else name)
         text.value = value
         return text
 
@@ -210,7 +210,8 @@ class Content(str):
         return self.value, str(self)
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Text that two values share when they are equal: a hash of a tensor's content, else what they print."""
     if isinstance(value, Tensor):
         data = value.detach().cpu().contiguous()
         digest = hashlib.sha256(data.reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -17,9 +17,9 @@ def _saved_files() -> list[str]:
     folders = (("", folder_paths.get_input_directory()), (" [output]", folder_paths.get_output_directory()))
     found = []
     for annotation, top in folders:
-        for folder, _, names in os.walk(top):
-            files = [os.path.join(folder, name) for name in names if name.lower().endswith(layer_file.SUFFIX)]
-            found += [os.path.relpath(file, top).replace(os.sep, "/") + annotation for file in sorted(files)]
+        paths = [os.path.join(folder, name) for folder, _, names in os.walk(top) for name in names]
+        files = [os.path.relpath(path, top) for path in paths if path.lower().endswith(layer_file.SUFFIX)]
+        found += [file.replace(os.sep, "/") + annotation for file in sorted(files)]
     return found
 
 

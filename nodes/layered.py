@@ -8,6 +8,7 @@ from ..attention.key_mask import MODES
 from ..fusion.geometry import lay_on
 from ..fusion.host import EditGraph, EditSettings, with_progress
 from ..fusion.layered import DILATION, carried, lay_out
+from ..fusion.memory import Memory
 from ..fusion.preview import layout_preview
 from .types import Layers
 
@@ -171,6 +172,45 @@ class LayOn(io.ComfyNode):
         return io.NodeOutput(lay_on(canvas, placed.on_canvas, placed.moves))
 
 
+class Remember(io.ComfyNode):
+    """A result that is asked for only when the last runs of an edit did not leave it behind."""
+
+    memory = Memory()
+
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LatentLayersRemember",
+            display_name="Remember",
+            category=CATEGORY,
+            description="Part of Layered Edit; of no use on its own.",
+            is_dev_only=True,
+            inputs=[
+                io.String.Input("key", socketless=True, tooltip="Set by Layered Edit."),
+                io.Model.Input("model", tooltip="What the result was made with."),
+                io.Vae.Input("vae", tooltip="What the result was made with."),
+                io.Conditioning.Input("conditioning", tooltip="What the result was made with."),
+                io.AnyType.Input("value", lazy=True, tooltip="The result."),
+            ],
+            outputs=[io.AnyType.Output(display_name="value", tooltip="The result.")],
+        )
+
+    @classmethod
+    @override
+    def check_lazy_status(cls, key, model, vae, conditioning, value=None) -> list[str]:
+        return [] if cls.memory.has(key, (model, vae, conditioning)) else ["value"]
+
+    @classmethod
+    @override
+    def execute(cls, key, model, vae, conditioning, value=None) -> io.NodeOutput:
+        memory, objects = cls.memory, (model, vae, conditioning)
+        if value is None:
+            return io.NodeOutput(memory.get(key))
+        memory.put(key, objects, value)
+        return io.NodeOutput(value)
+
+
 class Stage(io.ComfyNode):
     """A model for one stage of an expanded edit."""
 
@@ -196,4 +236,4 @@ class Stage(io.ComfyNode):
         return io.NodeOutput(with_progress(model, carried(stage, "Stage")))
 
 
-NODES = [LayeredEdit, Value, LayOn, Stage]
+NODES = [LayeredEdit, Value, LayOn, Remember, Stage]

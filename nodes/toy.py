@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 from typing_extensions import override
 
+from ..fusion.layers import parse_moves
 from ..toyscenes import host, model
 
 CATEGORY = "latent layers/toy"
@@ -49,7 +50,8 @@ class ToyScene(io.ComfyNode):
             node_id="LatentLayersToyScene",
             display_name="Toy Scene",
             category=CATEGORY,
-            description="Draws a scene of simple objects, with their masks and the true picture without one of them.",
+            description="Draws a scene of simple objects, with their masks and the true picture without one of them, "
+            "or with it moved.",
             search_aliases=["demo image", "example image", "test image", "ground truth"],
             inputs=[
                 io.Int.Input(
@@ -64,11 +66,19 @@ class ToyScene(io.ComfyNode):
                 _side("height"),
                 io.Int.Input("objects", default=3, min=1, max=4, tooltip="How many objects to draw, if there is room."),
                 io.Int.Input("object", default=1, min=1, max=4, tooltip="The object to edit: 1 is in front."),
+                io.String.Input(
+                    "moves",
+                    default="",
+                    optional=True,
+                    tooltip="Where the truth has the object: right, down, as in Add Layer. Empty: it is gone.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The scene."),
                 io.Mask.Output(display_name="mask", tooltip="What is seen of the chosen object."),
-                io.Image.Output(display_name="truth", tooltip="The true scene without the chosen object."),
+                io.Image.Output(
+                    display_name="truth", tooltip="The true scene: without the chosen object, or with it moved."
+                ),
                 io.String.Output(display_name="caption", tooltip="What the scene shows."),
                 io.Mask.Output(display_name="masks", tooltip="What is seen of each object, back to front, as a batch."),
                 io.String.Output(display_name="truth_caption", tooltip="What the true scene shows."),
@@ -77,8 +87,9 @@ class ToyScene(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, seed, width, height, objects, object) -> io.NodeOutput:
-        scene = host.draw_scene(seed, width, height, objects, object)
+    def execute(cls, seed, width, height, objects, object, moves="") -> io.NodeOutput:
+        places = parse_moves(moves, width, height, "Toy Scene: moves") if moves.strip() else ()
+        scene = host.draw_scene(seed, width, height, objects, object, places)
         return io.NodeOutput(scene.image, scene.mask, scene.truth, scene.caption, scene.masks, scene.truth_caption)
 
 

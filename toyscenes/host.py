@@ -1,6 +1,7 @@
 """Toy scenes as what travels between nodes: IMAGE and MASK tensors."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ class SceneTensors:
     image: torch.Tensor
     mask: torch.Tensor  # of the chosen object, its visible part
     masks: torch.Tensor  # of every object, back to front
-    truth: torch.Tensor  # the scene without the chosen object
+    truth: torch.Tensor  # the scene without the chosen object, or with it moved
     caption: str
     truth_caption: str
 
@@ -25,21 +26,34 @@ def image_tensor(picture: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.round(picture * 255) / 255).float()[None]
 
 
-def scene_tensors(scene: Scene, chosen: int) -> SceneTensors:
-    """A scene with at least one object, and what it is without object `chosen` (0 is the backmost)."""
+def scene_tensors(scene: Scene, chosen: int, moves: Sequence[tuple[float, float]] = ()) -> SceneTensors:
+    """A scene with at least one object, and what it is without object `chosen` (0 is the backmost).
+
+    With moves, (right, down) in pixels, the truth has the object at each of them, in front.
+    """
     masks = torch.stack([torch.from_numpy(scene.visible_mask(i)) for i in range(len(scene.objects))])
-    without = scene.without(chosen)
+    truth = scene.without(chosen)
+    copies = tuple(scene.moved(chosen, *move).objects[chosen] for move in moves)
+    truth = replace(truth, objects=truth.objects + copies)
     return SceneTensors(
         image=image_tensor(scene.image()),
         mask=masks[chosen : chosen + 1],
         masks=masks,
-        truth=image_tensor(without.image()),
+        truth=image_tensor(truth.image()),
         caption=scene.caption(),
-        truth_caption=without.caption(),
+        truth_caption=truth.caption(),
     )
 
 
-def draw_scene(seed: int, width: int, height: int, objects: int, chosen: int, where: str = "Toy Scene") -> SceneTensors:
+def draw_scene(
+    seed: int,
+    width: int,
+    height: int,
+    objects: int,
+    chosen: int,
+    moves: Sequence[tuple[float, float]] = (),
+    where: str = "Toy Scene",
+) -> SceneTensors:
     """Draw scene `seed` with `objects` objects and choose one of them, numbered from 1 at the front.
 
     Raises ValueError for an object that the scene does not have.
@@ -50,4 +64,4 @@ def draw_scene(seed: int, width: int, height: int, objects: int, chosen: int, wh
             f"{where}: object is {chosen}, but scene {seed} has {len(scene.objects)} objects; "
             f"choose 1 to {len(scene.objects)} (1 is in front)"
         )
-    return scene_tensors(scene, len(scene.objects) - chosen)
+    return scene_tensors(scene, len(scene.objects) - chosen, moves)

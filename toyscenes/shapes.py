@@ -95,6 +95,8 @@ def coverage(outline: Outline, matrix: np.ndarray, height: int, width: int) -> t
     right, bottom = (int(v) for v in np.clip(np.ceil(corners.max(0)), 0, size))
     rows, columns = max(0, bottom - top), max(0, right - left)
     area = np.zeros((rows, columns + 1))
+    if not area[:, :-1].size:
+        polygons = []  # outside the frame
     for number, polygon in enumerate(polygons):
         x, y = polygon.T
         turn = np.sign(np.roll(x, -1) @ y - np.roll(y, -1) @ x)  # which way round, flips turn it

@@ -50,7 +50,7 @@ def test_any_size(height, width):
     source = plain(height, width)
     got = layout_preview(source, layers)
     assert got.shape == source.shape and got.dtype == torch.float32
-    assert 0 <= got.min() and got.max() <= 1
+    assert got.min() >= 0 and got.max() <= 1
     assert 0.01 < coloured(got).float().mean() < 0.7
     assert torch.equal(source, plain(height, width))
 
