@@ -18,6 +18,7 @@ MODULES = {
     "model": "latent_layers.toyscenes.bench_model",
     "inversion": "latent_layers.toyscenes.bench_inversion",
     "removal": "latent_layers.toyscenes.bench_removal",
+    "layers": "latent_layers.toyscenes.bench_layers",
     "sweep": "latent_layers.toyscenes.bench_sweep",
     "pictures": "latent_layers.toyscenes.bench_pictures",
     "attention": "bench_attention",
@@ -41,6 +42,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dev.py bench", description="Measure the documentation's figures again.")
     parser.add_argument("what", choices=MODULES)
     parser.add_argument("--seeds", type=seed_range, metavar="A-B", help="default 10000-10063; sweep 0-31")
+    parser.add_argument("--task", help="layers only: move, resize, rotate, flip, duplicate, swap, multi, occlusion, "
+                        "cross, pan, zoom, zoom_far; default all")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
     return parser.parse_args(arguments)
 
@@ -60,7 +63,10 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     # settings are chosen on scenes that never judge them
     seeds = options.seeds or (range(32) if options.what == "sweep" else range(10000, 10064))
-    figures = module.run(seeds)
+    if options.task is not None and options.what != "layers":
+        print("--task is for `bench layers` only", file=sys.stderr)
+        return 2
+    figures = module.run(seeds, options.task) if options.what == "layers" else module.run(seeds)
     print(json.dumps(figures) if options.json else module.table(figures), flush=True)
     return 0
 

@@ -51,7 +51,8 @@ def fuse(
             x = torch.lerp(x, there if placed is None else placed + there, share)
         fused.append(x)
     result = Trajectory(levels, fused, canvas.family, canvas.latent_format)
-    return result, moved_mask(mask, moves)
+    across, along = (_pixels_per_cell(mask.shape[axis], canvas.size[axis]) for axis in (-1, -2))
+    return result, moved_mask(mask, moves, (across, along))
 
 
 def _on_grid(mask: Tensor, placed: bool, height: int, width: int) -> Tensor:

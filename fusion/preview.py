@@ -3,6 +3,7 @@
 import colorsys
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -249,10 +250,15 @@ class _Drawing:
         y = max(edge, min(y, self.canvas.height - height - edge))
         return x, y, x + width, y + height
 
+    def _drawn(self, letter: str) -> bytes:
+        """What the font makes of a letter; the same for all that it lacks."""
+        pixels: Any = self.font.getmask(letter)
+        return bytes(pixels)
+
     def _text(self, plan: _Plan) -> str:
         """Number and name, without letters that the font lacks (it is Latin), and as short as the canvas needs."""
-        unknown = bytes(self.font.getmask("\uffff"))
-        known = [c if bytes(self.font.getmask(c)) != unknown else " " for c in plan.layer.name if c.isprintable()]
+        unknown = self._drawn("\uffff")
+        known = [c if c.isprintable() and self._drawn(c) != unknown else " " for c in plan.layer.name]
         name = " ".join("".join(known).split())
         for length in range(len(name), min(len(name), 6) - 1, -1):
             shown = name if length == len(name) else name[: length - 1].rstrip() + "…"

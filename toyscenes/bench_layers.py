@@ -39,6 +39,8 @@ def run(seeds: range, task: str | None = None, size: tuple[int, int] = (256, 256
     """Figures of one task, or of all; PSNR in dB over old and new places of the edited objects."""
     if task is None:
         return {"seeds": f"{seeds[0]}-{seeds[-1]}", "tasks": {name: run(seeds, name, size) for name in ALL_TASKS}}
+    if task not in ALL_TASKS:
+        raise SystemExit(f"bench layers: there is no task {task!r}; choose one of {', '.join(ALL_TASKS)}")
     toy = Toy()
     with torch.inference_mode():
         figures = run_canvas(toy, seeds, task, size) if task in CANVAS_TASKS else _layers(toy, seeds, task, size)

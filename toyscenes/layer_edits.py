@@ -79,7 +79,7 @@ def _one(seed: int, size: tuple[int, int], change: Callable) -> SceneEdit:
         scene = random_scene(seed + 1_000_003 * attempt, *size, objects=(1, 3))
         # the front object is seen whole; others may be hidden in part
         index = len(scene.objects) - 1
-        for _ in range(20):
+        for _ in range(20 if _fits(scene, index, 0) else 0):
             truth, fields = change(rng, scene, index)
             if all(_fits(truth, i) for i in range(index, len(truth.objects))):
                 layer = Layer(f"object {index}", mask_of(scene, index), **fields)
@@ -158,6 +158,8 @@ def swap(seed: int, size: tuple[int, int]) -> SceneEdit:
         a, b = len(scene.objects) - 2, len(scene.objects) - 1
         if np.minimum(scene.full_mask(a), scene.full_mask(b)).max() > 0:
             continue
+        if not (_fits(scene, a, 0) and _fits(scene, b, 0)):
+            continue
         one, other = scene.objects[a], scene.objects[b]
         dx, dy = round((other.x - one.x) * scene.unit), round((other.y - one.y) * scene.unit)
         truth = scene.moved(a, dx, dy).moved(b, -dx, -dy)
@@ -177,6 +179,8 @@ def multi(seed: int, size: tuple[int, int]) -> SceneEdit:
         scene = random_scene(seed + 1_000_003 * attempt, *size, objects=(4, 4))
         if any(scene.full_mask(i).sum() - scene.visible_mask(i).sum() > 1 for i in range(4)):
             continue  # what is hidden is another task
+        if not all(_fits(scene, i, 0) for i in range(4)):
+            continue
         removed, moved, resized, doubled = (int(i) for i in rng.permutation(4))
         there, again = _vector(rng, scene), _vector(rng, scene, least=0.15)
         scale = float(rng.uniform(0.6, 1.4))
@@ -207,7 +211,7 @@ def occlusion(seed: int, size: tuple[int, int]) -> SceneEdit:
         for index in range(front):
             full, seen = scene.full_mask(index), scene.visible_mask(index)
             share = 1 - seen.sum() / full.sum()
-            if not 0.08 <= share <= 0.5:
+            if not (0.08 <= share <= 0.5 and _fits(scene, index, 0)):
                 continue
             occluder = np.max([scene.visible_mask(i) for i in range(index + 1, front + 1)], axis=0)
             for _ in range(50):
@@ -239,7 +243,7 @@ def cross(seed: int, size: tuple[int, int]) -> SceneEdit:
         rng = np.random.default_rng([6, seed, attempt])
         scene = random_scene(seed + 1_000_003 * attempt, *size, objects=(1, 2))
         other = random_scene(seed + 500_009 + 1_000_003 * attempt, 320, 240, objects=(1, 1))
-        if scene.background.first == other.background.first:
+        if scene.background.first == other.background.first or not _fits(other, 0, 0):
             continue  # what is carried along from behind the guest would not show
         vector = _vector(rng, scene)
         layer = Layer("guest", mask_of(other, 0), image=image_tensor(other.image()), moves=(vector,))

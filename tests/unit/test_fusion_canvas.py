@@ -54,8 +54,9 @@ def centroid(weights: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("place", PLACES, ids=str)
 def test_the_picture_agrees_with_the_world_through_the_window(size, place, kind):
-    drawn = scene(*size, kind)
-    window = Window(*window_of(*size, *place))
+    width, height = size
+    drawn = scene(width, height, kind)
+    window = Window(*window_of(width, height, *place))
     got, exposed = pan_and_zoom(as_image(drawn.image()), *place)
     inside = 1 - exposed[0].numpy()
     assert inside.any() and not inside.all()

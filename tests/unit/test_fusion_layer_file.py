@@ -351,14 +351,8 @@ def test_entry_of_another_kind(path, name):
 
 def test_wrong_array(path):
     right = np.zeros((7, 4, 1), np.float32)
-    wrong = [
-        right[:, :3],
-        right[..., :0],
-        right.astype(float),
-        right + np.nan,
-        np.asfortranarray(right),
-        np.array([[[{"an": "object"}]]]),
-    ]
+    wrong = [right[:, :3], right[..., :0], right.astype(float), right + np.nan, np.asfortranarray(right)]
+    wrong.append(np.array([[[{"an": "object"}]]]))
     for data in [*map(npy, wrong), npy(right)[:-4], npy(right)[:60]]:
         rewrite(path, {"layers/03.mask.npy": data})
         assert_refused(path)
