@@ -19,6 +19,7 @@ MODULES = {
     "inversion": "latent_layers.toyscenes.bench_inversion",
     "removal": "latent_layers.toyscenes.bench_removal",
     "layers": "latent_layers.toyscenes.bench_layers",
+    "fills": "latent_layers.toyscenes.bench_fills",
     "sweep": "latent_layers.toyscenes.bench_sweep",
     "pictures": "latent_layers.toyscenes.bench_pictures",
     "attention": "bench_attention",
@@ -41,7 +42,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line; ends the program with a message when it is wrong."""
     parser = argparse.ArgumentParser(prog="dev.py bench", description="Measure the documentation's figures again.")
     parser.add_argument("what", choices=MODULES)
-    parser.add_argument("--seeds", type=seed_range, metavar="A-B", help="default 10000-10063; sweep 0-31")
+    parser.add_argument("--seeds", type=seed_range, metavar="A-B", help="default 10000-10063; sweep, fills 0-31")
     parser.add_argument("--task", help="layers only: move, resize, rotate, flip, duplicate, swap, multi, occlusion, "
                         "cross, pan, zoom, zoom_far; default all")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"The benchmark {options.what} is not there yet (module {name}).", file=sys.stderr)
         return 1
     # settings are chosen on scenes that never judge them
-    seeds = options.seeds or (range(32) if options.what == "sweep" else range(10000, 10064))
+    seeds = options.seeds or (range(32) if options.what in ("sweep", "fills") else range(10000, 10064))
     if options.task is not None and options.what != "layers":
         print("--task is for `bench layers` only", file=sys.stderr)
         return 2

@@ -161,9 +161,10 @@ def _extent(line: Tensor) -> slice:
 
 def lay_on(canvas: Tensor, placement: Placement, moves: Sequence[Cells], cell: int = CELL) -> Tensor:
     """A picture (1, H, W, 3) with a transformed layer laid on it in pixels, at every place."""
+    layer = _clean_rim(placement.picture[0], placement.mask[0]).movedim(2, 0)
     for right, down in moves:
         alpha = shifted(placement.mask, right * cell, down * cell)
-        pixels = shifted(placement.picture.movedim(3, 1), right * cell, down * cell).movedim(1, 3)
+        pixels = shifted(layer, right * cell, down * cell).movedim(0, 2)
         canvas = torch.lerp(canvas, pixels, alpha.unsqueeze(-1))
     return canvas
 

@@ -96,7 +96,7 @@ def lay_out(source: Tensor, layers: Sequence[Layer], dilation: float = DILATION,
     height, width = (side - side % CELL for side in source.shape[1:3])
     canvas = source[:, :height, :width, :3]
     prepared = tuple(checked(layer, source, where) for layer in in_order(layers))
-    holes = [_grown(layer.mask, dilation) for layer in prepared if layer.image is None and not layer.stays]
+    holes = [_left_behind(layer, dilation) for layer in prepared if layer.image is None and not layer.stays]
     hole = torch.stack(holes).amax(0) if holes else None
     placed = tuple(part for layer in prepared for part in places_of(canvas, layer, where))
     occluded = _occluded(placed, hole)
@@ -165,6 +165,12 @@ def places_of(canvas: Tensor, layer: Layer, where: str) -> list[Placed]:
                 )
         result.append(Placed(layer, on_canvas, tuple(cells), on_canvas.picture is canvas))
     return result
+
+
+def _left_behind(layer: Layer, dilation: float) -> Tensor:
+    """The place that a layer leaves; what lies in front of it there is not touched."""
+    place = _grown(layer.mask, dilation)
+    return place if layer.occluder is None else place * (layer.occluder <= 0.5)
 
 
 def _grown(mask: Tensor, dilation: float) -> Tensor:

@@ -75,7 +75,7 @@ class PanAndZoom(io.ComfyNode):
                 io.Combo.Input(
                     "fill",
                     options=list(FILLS),
-                    default="original",
+                    default="edge",
                     advanced=True,
                     tooltip="What lies under the exposed area at first. original: the picture as it was (as in the "
                     "paper). mirror: the new picture reflected at its borders. edge: its border pixels repeated. "

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from ..attention.host import apply_keep_source, apply_key_mask
 from ..fusion.canvas import pan_and_zoom, window_of
-from ..masks.grid import dilate
+from ..masks.grid import cover, dilate
+from ..nodes.canvas import PanAndZoom
 from .host import image_tensor
 from .measure import psnr
 from .pipeline import Toy, batches
@@ -18,6 +20,7 @@ from .scenes import Scene, Window, random_scene
 TASKS = ("pan", "zoom", "zoom_far")
 SHIFT = 0.2
 ZOOMS = {"zoom": 1 / 1.25, "zoom_far": 1 / 1.5}
+GUIDANCE = 3.0  # the graphs' for pan and zoom
 DILATION = 30 / 1024  # of the width: DesignEdit's for pan and zoom
 
 
@@ -73,8 +76,6 @@ def extend(toy: Toy, views: Sequence[View], settings: CanvasSettings, seed: int 
     if settings.fresh:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(trajectory.shape, generator=generator) * trajectory.sigmas[0]
-        from ..masks.grid import cover
-
         where = cover(holes, *trajectory.size)[:, None]
         start = trajectory.continued(trajectory.sigmas[:1], [torch.lerp(trajectory.noisiest, noise, where)])
     ignored = None
@@ -114,11 +115,10 @@ def seam(pictures: Tensor, exposed: Tensor) -> list[float]:
 
 
 def shipped() -> CanvasSettings:
-    """The defaults of the nodes that the graphs use."""
-    from ..nodes.canvas import PanAndZoom
-
-    fill = next(i for i in PanAndZoom.define_schema().inputs if i.id == "fill")
-    return CanvasSettings(fill=str(fill.default))
+    """What the shipped graphs do: Pan And Zoom's default fill, and a gentler guidance than for removals."""
+    inputs: list[Any] = PanAndZoom.define_schema().inputs
+    fill = next(i.default for i in inputs if i.id == "fill")
+    return CanvasSettings(fill=str(getattr(fill, "value", fill)), guidance=GUIDANCE)
 
 
 def run_canvas(toy: Toy, seeds: range, task: str, size: tuple[int, int]) -> dict:

@@ -37,7 +37,7 @@ _KERNELS: list[SDPBackend] = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_A
 class Settings:
     """What `python dev.py train` does; stored in the weights file."""
 
-    steps: int = 13000
+    steps: int = 12000
     batch: int = 16
     learning_rate: float = 4e-4
     warm_up: int = 100

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import tracemalloc
 import zipfile
 from dataclasses import fields, replace
 
@@ -105,6 +106,7 @@ def assert_refused(path, *parts):
     assert all(part in message for part in parts), message
 
 
+@pytest.mark.filterwarnings("error")  # torch warns of memory that must not be written to
 def test_comes_back_exactly(path, source, layers):
     found, listed = layer_file.load(path)
     assert found.dtype == torch.float32 and torch.equal(found, source)
@@ -150,13 +152,11 @@ def test_other_shapes_that_the_host_has(tmp_path, source, layers):
 
 def test_pictures_open_elsewhere(path, source, layers):
     """A layer's PNG is the layer cut out, also where only its .npy is exact."""
-    contents = entries(path)
-    cup = np.asarray(Image.open(io.BytesIO(contents["layers/01.png"])))
+    cup, preview = (np.asarray(Image.open(io.BytesIO(entries(path)[f"layers/{name}.png"]))) for name in ("01", "03"))
     mask = layers[0].mask[0].numpy()
     assert (cup[..., 3] == mask * 255).all()
     assert (cup[..., :3] == (source[0].numpy() * 255).round() * mask[..., None]).all()
-    preview = np.asarray(Image.open(io.BytesIO(contents["layers/03.png"]))) / 255
-    assert np.abs(preview[..., 3] - layers[2].mask[0].numpy()).max() <= 0.5 / 255 + 1e-6
+    assert np.abs(preview[..., 3] / 255 - layers[2].mask[0].numpy()).max() <= 0.5 / 255 + 1e-6
 
 
 def test_same_edit_makes_the_same_bytes(tmp_path, path, monkeypatch):
@@ -272,16 +272,13 @@ def test_other_files(path, content):
     assert_refused(path, "not a layer file; choose")
 
 
-@pytest.mark.parametrize("manifest", [None, b"[]", b'{"version": 1}', b'{"format": "another", "version": 1}'])
-def test_foreign_zip(path, manifest):
-    rewrite(path, {"manifest.json": manifest})
-    assert_refused(path, "not a layer file; choose")
-
-
-@pytest.mark.parametrize("manifest", [b"", b"{", b"\xff", b"[" * 200_000, b'{"format": "latent-layers"}'])
-def test_damaged_manifest(path, manifest):
-    rewrite(path, {"manifest.json": manifest})
-    assert_refused(path, "damaged")
+def test_other_manifests(path):
+    for manifest in (None, b"[]", b'{"version": 1}', b'{"format": "another", "version": 1}'):
+        rewrite(path, {"manifest.json": manifest})
+        assert_refused(path, "not a layer file; choose")
+    for manifest in (b"", b"{", b"\xff", b"[" * 200_000, b'{"format": "latent-layers"}'):
+        rewrite(path, {"manifest.json": manifest})
+        assert_refused(path, "damaged")
 
 
 def test_newer_version(path):
@@ -376,19 +373,20 @@ def test_large_pictures(path, monkeypatch):
 @pytest.mark.parametrize("name", ["manifest.json", "source.png", "layers/03.mask.npy"])
 def test_entry_that_unpacks_to_much(path, name):
     rewrite(path, {name: entries(path)[name] + bytes(2**24)})
-    assert path.stat().st_size < 2**16
     assert_refused(path, f"{name} has 16", "the limit is")
 
 
-def test_entry_that_hides_how_much_it_unpacks_to(path, monkeypatch):
-    """The sizes that a zip states are not believed further than they reach."""
+def test_entry_that_hides_how_much_it_unpacks_to(path):
     stated = len(entries(path)["source.png"])
-    rewrite(path, {"source.png": bytes(2**24)})
+    rewrite(path, {"source.png": bytes(2**25)})
     data = path.read_bytes()
-    path.write_bytes(data.replace((2**24).to_bytes(4, "little"), stated.to_bytes(4, "little")))
+    path.write_bytes(data.replace((2**25).to_bytes(4, "little"), stated.to_bytes(4, "little")))
     with zipfile.ZipFile(path) as archive:
         assert archive.getinfo("source.png").file_size == stated
+    tracemalloc.start()
     assert_refused(path, "damaged")
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

@@ -194,3 +194,15 @@ def test_descending_takes_either_direction():
 def test_descending_refuses(sigmas, message):
     with pytest.raises(ValueError, match=rf"^Invert: sigmas.*{message}"):
         descending(torch.tensor(sigmas), "Invert: sigmas")
+
+
+def test_the_predicted_picture_lies_on_the_line_through_two_points():
+    """An Euler step goes straight towards the model's prediction: x = z + σ·ε with ε fixed from point to point."""
+    z, noise = torch.randn(2, 4, 5, 7), torch.randn(2, 4, 5, 7)
+    sigmas = [9.0, 4.0, 1.5, 0.6]
+    trajectory = Trajectory(sigmas, [z + sigma * noise for sigma in sigmas])
+    for step in range(3):
+        assert torch.allclose(trajectory.predicted(step), z, atol=1e-4)
+    assert torch.equal(trajectory.predicted(3), trajectory.noisiest)  # nothing above it to draw a line through
+    finished = trajectory.continued([0.6, 0.0], [trajectory.at(0.6), z])
+    assert torch.equal(finished.predicted(), z)

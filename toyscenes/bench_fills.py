@@ -1,0 +1,63 @@
+"""Pan and zoom-out on development scenes: every way to start and to guide, the paper's among them."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from .bench_canvas import CanvasSettings, extend, outpaint, seam, shipped, view
+from .measure import psnr
+from .pipeline import Toy, batches, mean
+
+PAPER = CanvasSettings(fill="original", guidance=7.5)
+SETTINGS = {
+    "paper: original canvas, g 7.5": PAPER,
+    "black canvas": replace(PAPER, fill="black"),
+    "white canvas": replace(PAPER, fill="white"),
+    "mirror": replace(PAPER, fill="mirror"),
+    "edge": replace(PAPER, fill="edge"),
+    "edge, g 3": replace(PAPER, fill="edge", guidance=3.0),
+    "edge, g 1": replace(PAPER, fill="edge", guidance=1.0),
+    "edge, g 7.5 to 1": replace(PAPER, fill="edge", guidance_end=1.0),
+    "edge, g 3, exclude": replace(PAPER, fill="edge", guidance=3.0, mode="exclude"),
+    "edge, g 3, objects ignored": replace(PAPER, fill="edge", guidance=3.0, ignore_objects=True),
+    "edge, g 3, fresh noise": replace(PAPER, fill="edge", guidance=3.0, fresh=True),
+    "mirror, g 3, fresh noise": replace(PAPER, fill="mirror", guidance=3.0, fresh=True),
+}
+
+
+def run(seeds: range) -> dict:
+    """Mean PSNR over the exposed area (dB) and step of colour across its border, for pan 0.2 and zoom 1/1.25."""
+    toy, rows = Toy(), []
+    with torch.inference_mode():
+        for name, settings in {"host's outpainting": None, **SETTINGS, "shipped defaults": shipped()}.items():
+            row: dict = {"settings": name}
+            for task in ("pan", "zoom"):
+                values, steps = [], []
+                for part in batches(list(seeds)):
+                    views = [view(seed, task, (256, 256)) for seed in part]
+                    exposed = torch.cat([v.canvas("black")[1] for v in views])
+                    reachable = toy.decode(toy.encode(torch.cat([v.truth for v in views])))
+                    pictures = outpaint(toy, views, part) if settings is None else extend(toy, views, settings)
+                    triples = zip(pictures.numpy(), reachable.numpy(), exposed.numpy(), strict=True)
+                    values += [psnr(*triple) for triple in triples]
+                    steps += seam(pictures, exposed)
+                row |= {f"psnr_{task}": mean(values), f"seam_{task}": round(float(np.mean(steps)), 4)}
+            rows.append(row)
+            print(row, flush=True)
+    return {"seeds": f"{seeds[0]}-{seeds[-1]}", "rows": rows}
+
+
+def table(figures: dict) -> str:
+    """The figures for people."""
+    lines = [
+        f"Pan by 0.2 and zoom to 1/1.25, development seeds {figures['seeds']}: PSNR over the exposed area, seam",
+        "",
+        "| | pan | seam | zoom | seam |",
+        "|---|---|---|---|---|",
+    ]
+    for row in figures["rows"]:
+        cells = [f"{row['psnr_pan']:.1f} dB", f"{row['seam_pan']:.4f}"]
+        cells += [f"{row['psnr_zoom']:.1f} dB", f"{row['seam_zoom']:.4f}"]
+        lines.append(f"| {row['settings']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
