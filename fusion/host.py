@@ -68,13 +68,14 @@ class EditGraph:
         fills = layout.hole is not None or layout.occluded is not None
         whole = (schedule, settings.steps) if fills else (low, settings.steps - settings.filled)
         encoded = self.graph.node("VAEEncode", pixels=self._value(layout.source), vae=self.vae).out(0)
-        inverted = f"{digest(layout.source)} {settings} {artifact_mask is not None and digest(artifact_mask)}"
-        source = self._remembered(f"{inverted} inverted {whole[1]}", self._invert(encoded, *whole))
+        key = f"{digest(layout.source)} {settings.scheduler} {settings.steps} {settings.refinements} {whole[1]}"
+        source = self._remembered(f"inverted {key}", self._invert(encoded, *whole))
         canvas, behind = source, self._value(layout.source)
         if layout.hole is not None:
             ignored = self._ignored(layout.hole)
             filled = self._fill(canvas, source, layout.hole, high, artifact_mask, ignored)
-            key = f"{inverted} filled {digest(layout.hole)} {ignored is not None and digest(ignored)}"
+            masks = (layout.hole, ignored, artifact_mask)
+            key = f"filled {key} {settings} {[mask is not None and digest(mask) for mask in masks]}"
             canvas = self._remembered(key, filled)
             behind = self._composite(layout.source, self._predicted(canvas), layout.hole)
         if layout.placed:

@@ -93,8 +93,7 @@ def lay_out(source: Tensor, layers: Sequence[Layer], dilation: float = DILATION,
         )
     if not layers:
         raise ValueError(f"{where}: layers is empty; connect Add Layer, Parse Plan or Load Layers")
-    height, width = (side - side % CELL for side in source.shape[1:3])
-    canvas = source[:, :height, :width, :3]
+    canvas = whole_cells(source)
     prepared = tuple(checked(layer, source, where) for layer in in_order(layers))
     holes = [_left_behind(layer, dilation) for layer in prepared if layer.image is None and not layer.stays]
     hole = torch.stack(holes).amax(0) if holes else None
@@ -114,6 +113,12 @@ def lay_out(source: Tensor, layers: Sequence[Layer], dilation: float = DILATION,
     return Layout(canvas, prepared, placed, hole, edited, occluded)
 
 
+def whole_cells(picture: Tensor) -> Tensor:
+    """An IMAGE (B, H, W, C) as RGB without the pixels, right and below, that make no whole latent cell."""
+    height, width = (side - side % CELL for side in picture.shape[1:3])
+    return picture[:, :height, :width, :3]
+
+
 def checked(layer: Layer, source: Tensor, where: str) -> Layer:
     """A layer with its masks checked and on the grid of its picture."""
     name = f"{where}: layer {layer.name!r}"
@@ -131,12 +136,11 @@ def checked(layer: Layer, source: Tensor, where: str) -> Layer:
         mask = as_mask(mask, name, field)
         if len(mask) != 1:
             raise ValueError(f"{name}: {field} has a batch of {len(mask)}; give each its own Add Layer")
-        check_aspect(mask, picture.shape[1:3], name, field)
+        check_aspect(mask, picture.shape[1:3], name, field, "picture's {} pixels")
         if mask.shape[1:] != picture.shape[1:3]:
             mask = F.interpolate(mask[None], size=picture.shape[1:3], mode="bilinear", antialias=True)[0].clamp(0, 1)
         if layer.image is None:
-            height, width = (side - side % CELL for side in source.shape[1:3])
-            mask = mask[:, :height, :width]
+            mask = whole_cells(mask[..., None])[..., 0]
         if not bool((mask > FAINT).any()):
             raise ValueError(f"{name}: {field} is empty (all 0); paint it on the picture that the layer is from")
         masks[field] = mask

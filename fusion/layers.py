@@ -55,8 +55,8 @@ class Layer:
 
 
 def painted_box(mask: Tensor) -> tuple[int, int, int, int] | None:
-    """(left, top, right, bottom), the last two exclusive, of what is above 0.5 in a MASK (1, H, W), or None."""
-    rows, columns = torch.nonzero(mask[0] > 0.5, as_tuple=True)
+    """(left, top, right, bottom), the last two exclusive, of what is above half of a MASK's (1, H, W) maximum; None if empty."""
+    rows, columns = torch.nonzero(mask[0] > 0.5 * mask.max(), as_tuple=True)
     if not len(rows):
         return None
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1

@@ -108,7 +108,9 @@ def check_batch(mask: Tensor, images: int, who: str, name: str = "mask") -> None
         raise ValueError(f"{who}: {name} has a batch of {len(mask)} for {images} image(s); give 1 mask or {images}")
 
 
-def check_aspect(mask: Tensor, latent: Sequence[int], who: str, name: str = "mask") -> None:
+def check_aspect(
+    mask: Tensor, latent: Sequence[int], who: str, name: str = "mask", other: str = "latent's {} cells"
+) -> None:
     """Raise ValueError when a mask (B, H, W) cannot be of the same picture as a latent grid.
 
     `latent` ends in (height, width). A mask of another size is resized, as the host does;
@@ -120,7 +122,7 @@ def check_aspect(mask: Tensor, latent: Sequence[int], who: str, name: str = "mas
     cell = (height * width / (rows * columns)) ** 0.5
     if abs(height - rows * cell) > cell or abs(width - columns * cell) > cell:
         raise ValueError(
-            f"{who}: {name} is {width}x{height}, another shape than the latent's {columns}x{rows} cells; "
+            f"{who}: {name} is {width}x{height}, another shape than the {other.format(f'{columns}x{rows}')}; "
             f"give a mask of the image itself, or crop it the same way"
         )
 

@@ -7,7 +7,7 @@ from typing_extensions import override
 from ..fusion.fuse import fuse
 from ..fusion.geometry import CELL, lay_on, split_move
 from ..fusion.host import in_model_units
-from ..fusion.layered import checked, lay_out, places_of
+from ..fusion.layered import checked, lay_out, places_of, whole_cells
 from ..fusion.layers import LARGEST_SCALE, SMALLEST_SCALE, Layer, parse_moves
 from ..fusion.preview import layout_preview
 from ..masks.grid import as_mask
@@ -129,7 +129,12 @@ class TransformLayer(io.ComfyNode):
                 io.Image.Input("image", tooltip="The picture that is edited."),
                 io.Mask.Input("mask", tooltip="The object, on the picture that it is in."),
                 *transform_inputs(),
-                io.String.Input("moves", default="0, 0", tooltip=MOVES),
+                io.String.Input(
+                    "moves",
+                    default="0, 0",
+                    tooltip="Where it goes: right, down, in pixels (120, -40) or percents of the edited picture "
+                    "(10%, 0). Semicolons between several places.",
+                ),
                 io.Image.Input(
                     "canvas",
                     optional=True,
@@ -154,10 +159,11 @@ class TransformLayer(io.ComfyNode):
         cls, image, mask, scale_x, scale_y, rotation, flip, moves, canvas=None, layer_image=None
     ) -> io.NodeOutput:
         who = "Transform Layer"
+        full, image, canvas = image, whole_cells(image), None if canvas is None else whole_cells(canvas)
         height, width = image.shape[1:3]
         places = parse_moves(moves, width, height, f"{who}: moves")
         layer = Layer("mask", mask, layer_image, scale_x, scale_y, rotation, **_flips(flip), moves=places)
-        layer = checked(layer, image, who)
+        layer = checked(layer, full, who)
         parts = places_of(image, layer, who)
         if canvas is not None:
             if canvas.shape[1:3] != image.shape[1:3]:

@@ -33,6 +33,7 @@ def soft_mask(seed, grid=(33, 17), batch=1) -> torch.Tensor:
 def moved(x: np.ndarray, right: int, down: int) -> np.ndarray:
     """What enters is 0."""
     height, width = x.shape[-2:]
+    right, down = max(-width, min(width, right)), max(-height, min(height, down))
     padded = np.pad(x, [(0, 0)] * (x.ndim - 2) + [(height, height), (width, width)])
     return padded[..., height - down : 2 * height - down, width - right : 2 * width - right]
 

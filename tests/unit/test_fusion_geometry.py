@@ -155,7 +155,7 @@ def test_transforms_are_the_same_edit_of_the_scene(fields, width, height):
     seen = geometry.shifted(placed.mask, *(8 * n for n in placed.cells))
     truth = both.full_mask(1)
     assert placed.cells == (-2, 1)
-    assert np.abs(seen[0].numpy() - truth).sum() < 0.07 * truth.sum()
+    assert np.abs(seen[0].numpy() - truth).sum() < 0.08 * truth.sum()
     assert np.abs(centre(seen) - centre(truth)).max() < 0.02
     # at the rim the picture still shows what lay behind the layer before the cells were shifted
     pixels = geometry.shifted(placed.picture[0].movedim(2, 0), *(8 * n for n in placed.cells)).movedim(0, 2)
