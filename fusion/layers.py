@@ -55,7 +55,7 @@ class Layer:
 
 
 def painted_box(mask: Tensor) -> tuple[int, int, int, int] | None:
-    """(left, top, right, bottom), the last two exclusive, of what is above half of a MASK's (1, H, W) maximum; None if empty."""
+    """(left, top, right, bottom), the last two exclusive, of a MASK (1, H, W) above half its maximum; None if empty."""
     rows, columns = torch.nonzero(mask[0] > 0.5 * mask.max(), as_tuple=True)
     if not len(rows):
         return None

@@ -5,10 +5,18 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from host_client import Client, GraphError
 from host_server import temporary_server
 from PIL import Image
 from scipy import ndimage
+
+from latent_layers.fusion.host import EditSettings
+from latent_layers.fusion.layered import lay_out
+from latent_layers.fusion.layers import Layer, parse_moves
+from latent_layers.toyscenes.host import draw_scene
+from latent_layers.toyscenes.layer_run import LayeredRun
+from latent_layers.toyscenes.pipeline import Toy
 
 STEPS = 10  # enough to tell right from wrong, quick enough for a test
 FILLED = 8
@@ -109,6 +117,19 @@ def test_duplicates_need_no_filling(server, client):
     position = len(server.log_text())
     client.run(graph("0, 0; 48, 16", scene={"seed": 12}))
     assert sum(count for _, count in evaluations(server, position)) == 2 * (STEPS - FILLED)
+
+
+@pytest.mark.parametrize("changes", [{}, {"scale_x": 1.3, "rotation": 30.0}, {"moves": "40, -16"}])
+def test_the_benchmark_does_what_the_node_does(client, changes):
+    """What is measured in batches is the node's own result, to the rounding of a picture file."""
+    result = picture(client, client.run(graph(layer=changes)), "result")
+    scene = draw_scene(7, 256, 256, 2, 1)
+    moves = parse_moves(changes.get("moves", "45, -21"), 256, 256, "test")
+    fields = {name: value for name, value in changes.items() if name != "moves"}
+    with torch.inference_mode():
+        layout = lay_out(scene.image, [Layer("thing", scene.mask, moves=moves, **fields)], 0.0195)
+        ours = LayeredRun.start(Toy(), [layout], EditSettings(steps=STEPS)).finish([layout])
+    assert np.abs(ours[0].numpy() - result).max() < 2 / 255
 
 
 @pytest.mark.parametrize("size", [(384, 256), (256, 448), (200, 264)])
