@@ -18,13 +18,13 @@ MARGIN = 0.02  # of the frame, kept free around edited objects
 
 @dataclass(frozen=True)
 class SceneEdit:
-    """A source, what is done with it, and how it should look. Masks are (1, H, W), pictures (1, H, W, 3)."""
+    """A source, what is done with it, and how it should look. Pictures are (1, H, W, 3)."""
 
     scene: Scene
     truth: Scene
     layers: tuple[Layer, ...]
     edited: tuple[tuple[int | None, int | None], ...]  # object in the scene and in the truth (None: not there)
-    hidden: Tensor | None = None  # the part that was occluded, where it should be now
+    hidden: Tensor | None = None  # (H, W): the part that was occluded, where it should be now
 
     @property
     def source_image(self) -> Tensor:
