@@ -153,10 +153,10 @@ def transform_layer(source: Tensor, layer: Layer, move: Move = (0.0, 0.0), cell:
     return Placement(placed, mask, hidden, (cells[0] - aside[0], cells[1] - aside[1]))
 
 
-def _extent(line: Tensor) -> slice:
-    """From the first to the last value (N) above 0; empty if there is none."""
+def _extent(line: Tensor, more: int = 0) -> slice:
+    """From the first to the last value (N) above 0, and so many `more` on either side; empty if there is none."""
     found = torch.nonzero(line > 0)
-    return slice(int(found.min()), int(found.max()) + 1) if len(found) else slice(0, 0)
+    return slice(max(0, int(found.min()) - more), int(found.max()) + 1 + more) if len(found) else slice(0, 0)
 
 
 def lay_on(canvas: Tensor, placement: Placement, moves: Sequence[Cells], cell: int = CELL) -> Tensor:
@@ -175,13 +175,16 @@ def _clean_rim(picture: Tensor, mask: Tensor) -> Tensor:
     Pixels that the mask covers in part show what lies behind as well; carried along, that
     would be a fringe at the new place.
     """
-    inside = mask.numpy() >= 0.999
+    inside = mask >= 0.999
     if not inside.any():
         return picture
-    found = ndimage.distance_transform_edt(~inside, return_indices=True)
+    box = tuple(_extent(inside.amax(axis), math.ceil(EDGE)) for axis in (1, 0))
+    found = ndimage.distance_transform_edt(~inside[box].numpy(), return_indices=True)
     distance, (rows, columns) = found[0], found[1]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
     rim = torch.from_numpy((distance > 0) & (distance <= EDGE))
-    return torch.where(rim.unsqueeze(-1), picture[rows, columns], picture)
+    clean = picture.clone()
+    clean[box] = torch.where(rim.unsqueeze(-1), picture[box][rows, columns], picture[box])
+    return clean
 
 
 def warp(pixels: Tensor, affine: Affine, height: int, width: int, order: int) -> Tensor:

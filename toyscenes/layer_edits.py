@@ -172,12 +172,22 @@ def swap(seed: int, size: tuple[int, int]) -> SceneEdit:
     raise RuntimeError("no scene fits the edit")
 
 
+def _hides(scene: Scene) -> bool:
+    """Whether more than a pixel of an object lies behind others."""
+    seen = np.ones((scene.height, scene.width), np.float32)
+    for mask in (scene.full_mask(i) for i in reversed(range(len(scene.objects)))):
+        if mask.sum() - (mask * seen).sum() > 1:
+            return True
+        seen *= 1 - mask
+    return False
+
+
 def multi(seed: int, size: tuple[int, int]) -> SceneEdit:
     """Of four objects one is removed, one moved, one resized and one duplicated, in one run."""
     for attempt in range(1000):
         rng = np.random.default_rng([4, seed, attempt])
         scene = random_scene(seed + 1_000_003 * attempt, *size, objects=(4, 4))
-        if any(scene.full_mask(i).sum() - scene.visible_mask(i).sum() > 1 for i in range(4)):
+        if _hides(scene):
             continue  # what is hidden is another task
         if not all(_fits(scene, i, 0) for i in range(4)):
             continue

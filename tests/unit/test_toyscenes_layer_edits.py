@@ -72,7 +72,7 @@ def test_layers_laid_on_the_true_background_are_the_truth(task, width, height, s
 
 @EVERY_SIZE
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_what_may_change_is_where_source_and_truth_differ(task, width, height, seed):
     edit, layout = laid_out(task, width, height, seed)
     differs = (edit.source_image != edit.truth_image).any(-1)
@@ -103,7 +103,7 @@ def test_edited_objects_are_whole_before_and_after(task, width, height):
         edit, _ = laid_out(task, width, height, seed)
         for scene, indices in ((edit.scene, [a for a, _ in edit.edited]), (edit.truth, [b for _, b in edit.edited])):
             for mask in (scene.full_mask(index) for index in indices if index is not None):
-                assert mask.max() == 1 and mask[1:-1, 1:-1].sum() == mask.sum()
+                assert mask.max() == 1 and mask[[0, -1]].max() == 0 and mask[:, [0, -1]].max() == 0
 
 
 @EVERY_SIZE
