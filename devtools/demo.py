@@ -35,7 +35,7 @@ class Job:
     graph: Path
 
 
-JOBS = (Job("remove", pack.ROOT / "workflows" / "api" / "try_me_remove_object.json"),)
+JOBS = tuple(Job(name, pack.ROOT / "workflows" / "api" / f"try_me_{name}_object.json") for name in ("remove", "move"))
 
 
 @dataclass

@@ -165,21 +165,25 @@ class Drawing:
         """The node as the page keeps it; its links are appended to `links`."""
         specified = self._specification(node)
         slots = [name for name, (kind, _) in specified.items() if not is_widget(kind)]
-        inputs = []
-        for position, name in enumerate(slots):
-            kind, options = specified[name]
-            entry = {"name": name, "type": kind, "link": None}
+        inputs: list[dict[str, Any]] = []
+
+        def add_input(name: str, kind: Any, **more: Any) -> None:
+            entry = {"name": name, "type": _type_name(kind), **more, "link": None}
             source = node.inputs.get(name)
             if isinstance(source, Port):
                 entry["link"] = len(links) + 1
                 kind = self.info[source.node.kind]["output"][source.slot]
-                links.append([len(links) + 1, source.node.id, source.slot, node.id, position, kind])
+                links.append([len(links) + 1, source.node.id, source.slot, node.id, len(inputs), kind])
             inputs.append(entry)
+
+        for name in slots:
+            add_input(name, specified[name][0])
         widgets = []
         for name, (kind, options) in specified.items():
             if is_widget(kind):
-                widgets.append(node.inputs.get(name, default(kind, options)))
-                inputs.append({"name": name, "type": _type_name(kind), "widget": {"name": name}, "link": None})
+                value = node.inputs.get(name)
+                widgets.append(default(kind, options) if value is None or isinstance(value, Port) else value)
+                add_input(name, kind, widget={"name": name})
                 if options.get("control_after_generate"):
                     widgets.append("fixed")
         if node.kind == "LoadImage":

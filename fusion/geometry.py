@@ -9,6 +9,7 @@ lose detail (the paper's ablation).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -205,7 +206,7 @@ def warp(pixels: Tensor, affine: Affine, height: int, width: int, order: int) ->
     back = np.linalg.inv(linear)
     # scipy has (row, column) and pixel centres at whole numbers; ours are (x, y) and at halves
     matrix = back[::-1, ::-1]
-    start = (back @ (0.5 - offset))[::-1] - 0.5
+    start: Any = (back @ (0.5 - offset))[::-1] - 0.5  # scipy's types know only a number
     planes = [
         ndimage.affine_transform(
             plane, matrix, start, (height, width), np.float32, order, mode="grid-constant" if order == 1 else "nearest"

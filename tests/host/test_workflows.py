@@ -1,5 +1,6 @@
 """The graph files are what the builder writes, for the page and for the API alike, and they run."""
 
+import io
 import json
 
 import build_graphs
@@ -10,6 +11,8 @@ from demo import JOBS, run_job
 from host_client import Client
 from host_server import temporary_server
 from PIL import Image
+
+TOY_GRAPHS = [name for name in build_graphs.GRAPHS if name.startswith(build_graphs.TOY)]
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,35 @@ def test_the_removal_graph_runs_and_leaves_the_rest_alone(server):
     assert outcome.evaluations == 50 + 90
     again = run_job(server, JOBS[0])  # queued again: everything comes from the host's cache
     assert np.array_equal(again.images["Result"], outcome.images["Result"])
+
+
+def test_the_move_graph_is_near_the_truth_and_leaves_the_rest_alone(server):
+    outcome = run_job(server, JOBS[1])
+    assert outcome.difference_outside == 0
+    assert outcome.psnr_inside > 25
+    assert outcome.evaluations == 50 + 80 + 10 + 10
+
+
+@pytest.mark.parametrize("name", sorted(set(TOY_GRAPHS) - {job.graph.stem for job in JOBS}))
+def test_every_toy_graph_runs_and_changes_what_it_may(server, name):
+    client = Client(server.url)
+    graph = json.loads((pack.ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    outputs = client.run(graph).outputs
+    pictures = {}
+    for key, node in graph.items():
+        if key in outputs and node["class_type"] in ("SaveImage", "PreviewImage"):
+            content = client.image(outputs[key]["images"][0])
+            with Image.open(io.BytesIO(content)) as picture:
+                pictures[node["_meta"]["title"]] = np.asarray(picture.convert("RGB")).astype(int)
+    source, result = pictures["Source"], pictures["Result"]
+    changed = np.abs(result - source).max(2) > 0
+    assert result.shape == source.shape and changed.mean() > 0.01
+    if "Truth" in pictures:
+        assert np.abs(result - pictures["Truth"]).mean() < 0.5 * np.abs(source - pictures["Truth"]).mean()
+    if "Canvas" in pictures:  # a pan or a zoom-out: what was not exposed is the canvas
+        assert not np.abs(result - pictures["Canvas"])[pictures["Mask"].max(2) == 0].any()
+    elif "Mask" in pictures:
+        assert not changed[pictures["Mask"].max(2) == 0].any()
 
 
 def test_the_template_list_has_graphs_and_thumbnails(server):

@@ -80,11 +80,12 @@ def test_equation_3(grid, batches, moves):
 def test_with_the_picture_laid_on_only_the_layers_noise_is_moved(batches, moves):
     canvas, layer = trajectory(1, batch=batches[0]), trajectory(2, batch=batches[1])
     placed, mask = torch.randn(1, 4, 33, 17, generator=torch.Generator().manual_seed(5)), soft_mask(3)
-    before = placed.clone()
+    given = (placed, mask, *canvas.latents, *layer.latents)
+    before = [t.clone() for t in given]
     fused, _ = fuse(canvas, layer, mask, moves, placed)
+    assert all(torch.equal(*pair) for pair in zip(given, before, strict=True))
     for got, expected in zip(fused.latents, equation_3(canvas, layer, mask, moves, placed), strict=True):
         assert np.abs(got.numpy() - expected).max() < 3e-6
-    assert torch.equal(placed, before)
 
 
 def test_the_last_move_lies_in_front():

@@ -164,6 +164,34 @@ def test_transforms_are_the_same_edit_of_the_scene(fields, width, height):
     assert psnr(laid, both.image(), truth > 0) > 29
 
 
+@pytest.mark.parametrize("width, height", SIZES)
+@pytest.mark.parametrize(
+    ("fields", "edit"),
+    [
+        ({"rotation": 30.0}, {"rotation": 40}),
+        ({"rotation": -65.0}, {"rotation": -55}),
+        ({"flip_x": True}, {"rotation": -10}),
+        ({"flip_y": True, "rotation": 20.0}, {"rotation": 10}),
+    ],
+    ids=str,
+)
+def test_angles_and_sides_are_the_scenes_own(fields, edit, width, height):
+    # its centroid is its middle, about which scenes turn
+    scene = scene_of("letter H", width, height, rotation=10)
+    placed = geometry.transform_layer(picture(scene), Layer("l", mask_of(scene, 0), **fields), (0.0, 0.0))
+    truth = scene.edited(0, **edit).full_mask(0)
+    assert np.abs(placed.mask[0].numpy() - truth).sum() < 0.06 * truth.sum()
+    assert np.abs(scene.full_mask(0) - truth).sum() > 0.2 * truth.sum()
+
+
+def test_what_is_scaled_grows_along_the_pictures_axes():
+    scene = scene_of("letter H")
+    layer = Layer("l", mask_of(scene, 0), scale_x=1.5, scale_y=0.7)
+    placed = geometry.transform_layer(picture(scene), layer)
+    truth = scene.edited(0, scale_x=1.5, scale_y=0.7).full_mask(0)
+    assert np.abs(placed.mask[0].numpy() - truth).sum() < 0.06 * truth.sum()
+
+
 @pytest.mark.parametrize("shape", ["ring", "square", "circle"])
 def test_laid_on_by_whole_pixels_is_the_scene_itself(shape):
     scene = scene_of(shape, rotation=12)
@@ -242,6 +270,7 @@ def test_what_hid_the_layer_comes_along():
     layer = Layer("l", mask_of(scene, 0), scale_x=1.5, scale_y=0.5, occluder=occluder)
     hidden = geometry.transform_layer(picture(scene), layer, (3.0, 0.0)).hidden
     about = centre(layer.mask)
+    assert hidden is not None
     expected = (centre(occluder) - about) * (1.5, 0.5) + about + (3, 0)
     assert centre(hidden) == pytest.approx(expected, abs=0.02)
     assert float(hidden.sum()) == pytest.approx(0.75 * 400, rel=0.02)

@@ -210,7 +210,8 @@ def test_sides_are_cut_to_whole_cells(width, height):
 
 @pytest.mark.parametrize("factor", [0.5, 2, 3])
 def test_masks_of_another_size_are_resized(factor):
-    mask = box(*(int(v * factor) for v in (40, 32, 56, 48)), int(WIDTH * factor), int(HEIGHT * factor))
+    left, top, right, bottom, width, height = (int(v * factor) for v in (40, 32, 56, 48, WIDTH, HEIGHT))
+    mask = box(left, top, right, bottom, width, height)
     got = layout(Layer("l", mask[0], moves=((16.0, 0.0),)))
     assert got.layers[0].mask.shape == (1, HEIGHT, WIDTH)
     assert (got.layers[0].mask - BOX).abs().mean() < 0.005

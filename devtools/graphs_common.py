@@ -1,0 +1,51 @@
+"""What the example graphs have in common: colours, and nodes that most of them begin and end with."""
+
+from draw_graphs import Node, Port
+
+STEPS = 50
+SCHEDULER = "normal"
+PREVIEW = 290  # height of a node that shows a picture
+
+BLUE, GREEN, YELLOW, PURPLE, RED, GREY = "#3f789e", "#88aa66", "#b58b2a", "#8a5fa8", "#a1566a", "#666666"
+KEY_NODE = "#233"  # of the pack's own nodes, which do the work
+
+
+def preview(title: str, image: Port, width_to_height: int = PREVIEW) -> Node:
+    """A node that shows a picture."""
+    return Node("PreviewImage", title, width_to_height, {"images": image})
+
+
+def saved(image: Port, prefix: str) -> Node:
+    """The result, shown and saved."""
+    return Node("SaveImage", "Result", PREVIEW + 40, {"images": image, "filename_prefix": prefix})
+
+
+def grown_mask(mask: Port, pixels: int) -> Node:
+    """The paper grows masks by 20 pixels at 1024."""
+    return Node("GrowMask", inputs={"mask": mask, "expand": pixels, "tapered_corners": False})
+
+
+def checkpoint_node() -> Node:
+    """A Stable Diffusion XL checkpoint to choose."""
+    return Node("CheckpointLoaderSimple", inputs={"ckpt_name": "sd_xl_base_1.0.safetensors"})
+
+
+def scaled_picture(loaded: Node) -> Node:
+    """A loaded picture at the size that SDXL knows, in whole latent cells."""
+    return Node(
+        "ImageScaleToTotalPixels",
+        "Scale to the model's size",
+        inputs={"image": loaded[0], "upscale_method": "lanczos", "megapixels": 1.0, "resolution_steps": 8},
+    )
+
+
+def matched_mask(mask: Port, picture: Port) -> Node:
+    """A mask scaled to a picture's size."""
+    return Node(
+        "ResizeImageMaskNode",
+        "Scale the mask likewise",
+        inputs={
+            "input": mask, "resize_type": "match size", "resize_type.match": picture,
+            "resize_type.crop": "disabled", "scale_method": "bilinear",
+        },
+    )  # fmt: skip
