@@ -17,8 +17,8 @@ place, 10 that blend the layer in."""
 
 FORGET = """## Fill the old place
 
-As in *remove an object*, over the first 40 steps only. **Trajectory To Latent** with *predict* shows where that leads: \
-the picture without the object."""
+As in *remove an object*, over the first 40 steps only. **Trajectory To Latent** with *predict* shows where that \
+leads: the picture without the object."""
 
 LAY = """## Lay the layer on
 

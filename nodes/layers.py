@@ -41,8 +41,9 @@ def transform_inputs() -> list[io.Input]:
     ]
 
 
-def _flips(flip: str) -> dict[str, bool]:
-    return {"flip_x": flip in ("horizontal", "both"), "flip_y": flip in ("vertical", "both")}
+def _flips(flip: str) -> tuple[bool, bool]:
+    """Whether left and right, top and bottom change sides."""
+    return flip in ("horizontal", "both"), flip in ("vertical", "both")
 
 
 class AddLayer(io.ComfyNode):
@@ -96,6 +97,7 @@ class AddLayer(io.ComfyNode):
         mask = as_mask(mask, f"Add Layer {called!r}")
         height, width = mask.shape[1:] if image is None else image.shape[1:3]
         where = f"Add Layer {called!r}: moves"
+        flip_x, flip_y = _flips(flip)
         layer = Layer(
             name=called,
             mask=mask,
@@ -103,7 +105,8 @@ class AddLayer(io.ComfyNode):
             scale_x=scale_x,
             scale_y=scale_y,
             rotation=rotation,
-            **_flips(flip),
+            flip_x=flip_x,
+            flip_y=flip_y,
             moves=() if remove else parse_moves(moves, width, height, where),
             order=order,
             occluder=occluder,
@@ -162,7 +165,7 @@ class TransformLayer(io.ComfyNode):
         full, image, canvas = image, whole_cells(image), None if canvas is None else whole_cells(canvas)
         height, width = image.shape[1:3]
         places = parse_moves(moves, width, height, f"{who}: moves")
-        layer = Layer("mask", mask, layer_image, scale_x, scale_y, rotation, **_flips(flip), moves=places)
+        layer = Layer("mask", mask, layer_image, scale_x, scale_y, rotation, *_flips(flip), moves=places)
         layer = checked(layer, full, who)
         parts = places_of(image, layer, who)
         if canvas is not None:
@@ -222,7 +225,7 @@ class FuseLayer(io.ComfyNode):
     def execute(cls, canvas, layer, mask, moves, placed=None) -> io.NodeOutput:
         who = "Fuse Layer"
         mask = as_mask(mask, who)
-        splits = [split_move(move) for move in parse_moves(moves, *reversed(mask.shape[1:]), f"{who}: moves")]
+        splits = [split_move(move) for move in parse_moves(moves, mask.shape[2], mask.shape[1], f"{who}: moves")]
         if any(rest != (0.0, 0.0) for _, rest in splits):
             raise ValueError(
                 f"{who}: moves {moves!r} are not whole latent cells ({CELL} pixels); "

@@ -268,7 +268,8 @@ def _diffusion(
 
 @torch.no_grad()
 def _follow(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+    for average, parameter in zip(ema.parameters(), model.parameters(), strict=True):
+        average.lerp_(parameter, 1 - decay)
 
 
 def _refine(settings: Settings, folder: Path, autoencoder: PatchAutoencoder, device: torch.device) -> None:

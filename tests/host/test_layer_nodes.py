@@ -1,6 +1,7 @@
 """The layer nodes by themselves: what they pass on, what they refuse."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_inner_nodes_say_that_they_are_inner():
 
 def test_defaults_do_something(scene):
     """Dropped into a graph, Pan And Zoom exposes something; Layered Edit has the paper's numbers."""
-    given = {entry.id: getattr(entry, "default", None) for entry in PanAndZoom.define_schema().inputs}
+    given: dict[str, Any] = {entry.id: getattr(entry, "default", None) for entry in PanAndZoom.define_schema().inputs}
     del given["image"]
     image, exposed = PanAndZoom.execute(scene.image, **given)[:2]
     assert 0 < float(exposed.mean()) < 1 and image.shape == scene.image.shape

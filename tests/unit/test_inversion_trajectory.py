@@ -10,6 +10,9 @@ FAMILY = ModelFamily("SD15", 4, "EPS", 14.6146)
 
 
 class Halved:
+    def process_in(self, latent):
+        return latent * 2
+
     def process_out(self, latent):
         return latent / 2
 
