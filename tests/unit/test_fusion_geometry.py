@@ -171,7 +171,7 @@ def test_transforms_are_the_same_edit_of_the_scene(fields, width, height):
         ({"rotation": 30.0}, {"rotation": 40}),
         ({"rotation": -65.0}, {"rotation": -55}),
         ({"flip_x": True}, {"rotation": -10}),
-        ({"flip_y": True, "rotation": 20.0}, {"rotation": 10}),
+        ({"flip_y": True, "rotation": 50.0}, {"rotation": 40}),
     ],
     ids=str,
 )
