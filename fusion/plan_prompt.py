@@ -125,9 +125,7 @@ def _case(size: tuple[int, int], lines: Sequence[str], request: str) -> str:
 def _layer_line(layer: Layer, canvas: tuple[int, int]) -> str:
     box = painted_box(layer.mask)
     if box is None:
-        raise ValueError(
-            f"{_NODE}: the mask of layer {layer.name!r} is empty (nothing above 0.5); paint it, or leave the layer out"
-        )
+        raise ValueError(f"{_NODE}: the mask of layer {layer.name!r} is empty; paint it, or leave the layer out")
     rows, columns = layer.mask.shape[-2:]
     width, height = canvas if layer.image is None else (layer.image.shape[2], layer.image.shape[1])
     left, right = (round(x * width / columns) for x in box[::2])  # a mask may be coarser than its picture

@@ -82,5 +82,5 @@ def test_the_examples_are_plans_that_do_what_they_show():
 def test_a_prompt_needs_a_request_and_painted_layers():
     with pytest.raises(ValueError, match="Plan Prompt: request is empty; write what is to change"):
         plan_prompt.prompt(" ", layers())
-    with pytest.raises(ValueError, match="Plan Prompt: the mask of layer 'fog' is empty .nothing above 0.5.; paint it"):
-        plan_prompt.prompt("x", [Layer("fog", torch.full((1, 9, 9), 0.4))])
+    with pytest.raises(ValueError, match="Plan Prompt: the mask of layer 'fog' is empty; paint it"):
+        plan_prompt.prompt("x", [Layer("fog", torch.zeros(1, 9, 9))])

@@ -238,7 +238,7 @@ def test_captions_name_the_size_that_an_edit_gave():
     scene = dataclasses.replace(one("heart", size=0.2), name_sizes=True)
     assert scene.caption() == "a small red heart on a plain background"
     assert scene.resized(0, 2.0).caption() == "a large red heart on a plain background"
-    assert scene.resized(0, 1.3).caption() == "a red heart on a plain background"
+    assert scene.resized(0, 1.6).caption() == "a red heart on a plain background"
     assert scene.resized(0, 2.0, 0.5).caption() == scene.caption()
     pair = scene.duplicated(0, 80, 0).resized(1, 2.0)
     assert pair.caption() == "a large red heart and a small red heart on a plain background"
