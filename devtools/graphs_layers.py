@@ -110,9 +110,9 @@ EXAMPLES = {
         36,
         4,
         (
-            Piece(2, {"name": "blue L", "remove": True}),
+            Piece(3, {"name": "blue L", "remove": True}),
             Piece(4, {"name": "sun", "moves": "36, 12"}),
-            Piece(3, {"name": "right ring", "scale_x": 0.7, "scale_y": 0.7}),
+            Piece(2, {"name": "right ring", "scale_x": 0.7, "scale_y": 0.7}),
             Piece(1, {"name": "left ring", "moves": "0, 0; 64, 14"}),
         ),
         (
@@ -138,11 +138,11 @@ EXAMPLES = {
     ),
     "occluded_object": Example(
         "bring something out from behind",
-        "The circle comes out from behind the cross. *occluder* says what hid part of it: that part is completed in "
+        "The ring comes out from behind the H. *occluder* says what hid part of it: that part is completed in "
         "a second pass.",
-        23,
+        1000108,
         2,
-        (Piece(2, {"name": "circle", "moves": "-88, 62"}, occluder=1),),
+        (Piece(2, {"name": "ring", "moves": "-61, 29"}, occluder=1),),
         ({"name": "hidden object", "moves": "-25%, 0"},),
     ),
     "retype_word": Example(

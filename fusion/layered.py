@@ -196,6 +196,10 @@ def _occluded(placed: Sequence[Placed], hole: Tensor | None) -> Tensor | None:
         places = [moved_mask(hidden, part.changes)] if part.changes else []
         if part.changes != part.moves and hole is not None:
             places.append(hidden * hole)
+        if part.layer.image is None and part.layer.occluder is not None:
+            # what hides the layer now is seen itself, and is not to be filled
+            seen = part.layer.occluder if hole is None else part.layer.occluder * (1 - hole)
+            places = [place * (seen <= 0.5) for place in places]
         area = torch.stack([area, *places] if area is not None else places).amax(0) if places else area
     return area if area is not None and bool((area > FAINT).any()) else None
 

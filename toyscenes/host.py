@@ -32,6 +32,7 @@ def scene_tensors(scene: Scene, chosen: int, moves: Sequence[tuple[float, float]
     With moves, (right, down) in pixels, the truth has the object at each of them, in front.
     """
     masks = torch.stack([torch.from_numpy(scene.visible_mask(i)) for i in range(len(scene.objects))])
+    masks = (masks * 255).round() / 255  # as a mask's file, too: what shows as black is 0
     truth = scene.without(chosen)
     copies = tuple(scene.moved(chosen, *move).objects[chosen] for move in moves)
     truth = replace(truth, objects=truth.objects + copies)
