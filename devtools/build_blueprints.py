@@ -233,7 +233,7 @@ def page(info: Info, name: str, blueprint: Blueprint) -> dict[str, Any]:
         del node.inputs[slot]  # drawn below, with the promoted widgets
     drawn = drawing.page()
     nodes = {node["id"]: node for node in drawn["nodes"]}
-    links = [dict(zip(LINK, link, strict=True)) for link in drawn["links"]]
+    links: list[dict[str, Any]] = [dict(zip(LINK, link, strict=True)) for link in drawn["links"]]
     inputs = [{"name": slot, "type": kind, "link": None} for slot, kind in blueprint.inputs.items()]
     outputs, values = [], []
 
@@ -241,7 +241,7 @@ def page(info: Info, name: str, blueprint: Blueprint) -> dict[str, Any]:
         place, entry = inner_input(nodes[node.id], name)
         entry["link"] = len(links) + 1
         ends = (INPUT, slot, node.id, place, inputs[slot]["type"])
-        links.append(dict(zip(LINK, (entry["link"], *ends), strict=True)))
+        links.append(dict[str, Any](zip(LINK, (entry["link"], *ends), strict=True)))
 
     for node, slot, port in wires:
         connect_input(port.slot, node, slot)
@@ -254,7 +254,7 @@ def page(info: Info, name: str, blueprint: Blueprint) -> dict[str, Any]:
         source = nodes[port.node.id]["outputs"][port.slot]
         source["links"].append(len(links) + 1)
         ends = (port.node.id, port.slot, OUTPUT, slot, source["type"])
-        links.append(dict(zip(LINK, (len(links) + 1, *ends), strict=True)))
+        links.append(dict[str, Any](zip(LINK, (len(links) + 1, *ends), strict=True)))
         outputs.append({"name": output, "type": source["type"], "links": []})
 
     identity = uuid.uuid5(uuid.NAMESPACE_URL, f"latent-layers/subgraphs/{name}")
