@@ -123,7 +123,7 @@ def toy_graph(info, name, size, **widgets):
         for key, value in node["inputs"].items():
             if isinstance(value, list) and value[0] == str(INPUT):
                 node["inputs"][key] = sources[list(blueprint.inputs)[value[1]]]
-    scene = {"seed": 7, "width": size[0], "height": size[1], "objects": 2, "object": 1, "moves": ""}
+    scene = {"seed": 9, "width": size[0], "height": size[1], "objects": 2, "object": 1, "moves": ""}
     image, mask = ([str(port.node.id), port.slot] for port in blueprint.outputs.values())
     composites = [node for node in inside.values() if node["class_type"] == "ImageCompositeMasked"]
     before = composites[0]["inputs"]["destination"] if composites else ["scene", 0]
