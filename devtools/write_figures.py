@@ -15,6 +15,8 @@ from pathlib import Path
 import pack
 from bench import MODULES
 
+ALL = "10000-10063"  # what benchmarks run on unless they are told otherwise
+
 HEAD = """# Figures
 
 Every table is what the command above it prints, on this code and these weights. Scenes from seed 10000 up were used \
@@ -99,6 +101,10 @@ def document(folder: Path) -> str:
         if section.preformatted:
             table = f"```\n{table}\n```"
         command = f"    python dev.py bench {section.name}"
+        if "task" in figures:
+            command += f" --task {figures['task']}"
+        if figures.get("seeds", ALL) not in (ALL, "0-31"):
+            command += f" --seeds {figures['seeds']}"
         texts = [f"## {section.title}", section.before, command, table, section.after]
         parts.append("\n\n".join(text for text in texts if text) + "\n")
     return "\n".join(parts)
