@@ -194,7 +194,7 @@ def canvas_graph(title: str, toy: bool, name: str, **settings: Any):
     def draw(info: Info) -> Drawing:
         if toy:
             model = Node("LatentLayersToyModel", colour=KEY_NODE)
-            picture = Node("LatentLayersToyScene", colour=KEY_NODE, inputs={"seed": 19 if "Pan" in title else 18})
+            picture = Node("LatentLayersToyScene", colour=KEY_NODE, inputs={"seed": 19})
             start = [model, picture, preview("Source", picture[0])]
         else:
             model = checkpoint_node()
