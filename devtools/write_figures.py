@@ -100,11 +100,11 @@ def document(folder: Path) -> str:
         table = importlib.import_module(MODULES[section.name]).table(figures)
         if section.preformatted:
             table = f"```\n{table}\n```"
-        command = f"    python dev.py bench {section.name}"
-        if "task" in figures:
-            command += f" --task {figures['task']}"
-        if figures.get("seeds", ALL) not in (ALL, "0-31"):
-            command += f" --seeds {figures['seeds']}"
+        seeds = figures.get("seeds", ALL)
+        options = "" if seeds in (ALL, "0-31") else f" --seeds {seeds}"
+        # of layers, perhaps only some tasks were run
+        tasks = [f" --task {name}" for name in figures.get("tasks", {})] or [""]
+        command = "\n".join(f"    python dev.py bench {section.name}{task}{options}" for task in tasks)
         texts = [f"## {section.title}", section.before, command, table, section.after]
         parts.append("\n\n".join(text for text in texts if text) + "\n")
     return "\n".join(parts)
