@@ -147,7 +147,7 @@ def transform_layer(source: Tensor, layer: Layer, move: Move = (0.0, 0.0), cell:
     rows, columns = (_extent(mask[0].amax(axis)) for axis in (1, 0))
     if rows.stop > rows.start:
         there = Affine(affine.linear, affine.offset - (columns.start, rows.start))
-        clean = _clean_rim(picture[0], layer.mask[0])
+        clean = clean_rim(picture[0], layer.mask[0])
         pixels = warp(clean, there, rows.stop - rows.start, columns.stop - columns.start, order=3).clamp(0, 1)
         box = placed[0, rows, columns]
         box.copy_(torch.lerp(box, pixels, mask[0, rows, columns].unsqueeze(-1)))
@@ -162,7 +162,7 @@ def _extent(line: Tensor, more: int = 0) -> slice:
 
 def lay_on(canvas: Tensor, placement: Placement, moves: Sequence[Cells], cell: int = CELL) -> Tensor:
     """A picture (1, H, W, 3) with a transformed layer laid on it in pixels, at every place."""
-    layer = _clean_rim(placement.picture[0], placement.mask[0]).movedim(2, 0)
+    layer = clean_rim(placement.picture[0], placement.mask[0]).movedim(2, 0)
     for right, down in moves:
         alpha = shifted(placement.mask, right * cell, down * cell)
         pixels = shifted(layer, right * cell, down * cell).movedim(0, 2)
@@ -170,7 +170,7 @@ def lay_on(canvas: Tensor, placement: Placement, moves: Sequence[Cells], cell: i
     return canvas
 
 
-def _clean_rim(picture: Tensor, mask: Tensor) -> Tensor:
+def clean_rim(picture: Tensor, mask: Tensor) -> Tensor:
     """The picture (H, W, 3) with the colours of a mask's rim taken from the nearest pixel well inside.
 
     Pixels that the mask covers in part show what lies behind as well; carried along, that

@@ -32,6 +32,7 @@ class EditSettings:
     blocks: str = "all"
     refinements: int = 0
     ignore_layers: bool = False  # hide what the other layers show from the areas that are filled
+    keep_pixels: bool = True  # layers show their own pixels in the end, not what the VAE made of them
 
     @property
     def filled(self) -> int:
@@ -77,7 +78,7 @@ class EditGraph:
             masks = (layout.hole, ignored, artifact_mask)
             key = f"filled {key} {settings} {[mask is not None and digest(mask) for mask in masks]}"
             canvas = self._remembered(key, filled)
-            behind = self._composite(layout.source, self._predicted(canvas), layout.hole)
+            behind = self._composite(behind, self._decoded(self._predicted(canvas)), layout.hole)
         if layout.placed:
             inverted = (low, settings.steps - settings.filled) if layout.occluded is None else whole
             canvas = self._fuse(canvas, source, behind, inverted)
@@ -85,7 +86,11 @@ class EditGraph:
             canvas = self._fill(canvas, canvas, layout.occluded, high, artifact_mask, None)
         model = self._keep(self._model(settings.steps - settings.filled), source, layout.edited)
         latent = self._sample(model, low, canvas).out(1)
-        final = self._composite(full_source, latent, layout.edited)
+        decoded = self._decoded(latent)
+        if settings.keep_pixels and layout.placed:
+            own, kept = layout.own_pixels()
+            decoded = self._composite(decoded, self._value(own), kept)
+        final = self._composite(self._value(full_source), decoded, layout.edited)
         self._share_progress()
         return final, self.graph.finalize()
 
@@ -156,10 +161,12 @@ class EditGraph:
     def _predicted(self, trajectory: Link) -> Link:
         return self.graph.node("LatentLayersTrajectoryToLatent", trajectory=trajectory, step=0, predict=True).out(0)
 
-    def _composite(self, picture: Tensor, latent: Link, mask: Tensor) -> Link:
-        decoded = self.graph.node("VAEDecode", samples=latent, vae=self.vae).out(0)
+    def _decoded(self, latent: Link) -> Link:
+        return self.graph.node("VAEDecode", samples=latent, vae=self.vae).out(0)
+
+    def _composite(self, below: Link, above: Link, mask: Tensor) -> Link:
         return self.graph.node(
-            "ImageCompositeMasked", destination=self._value(picture), source=decoded, x=0, y=0, resize_source=False,
+            "ImageCompositeMasked", destination=below, source=above, x=0, y=0, resize_source=False,
             mask=self._value(mask),
         ).out(0)  # fmt: skip
 

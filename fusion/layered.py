@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..masks.grid import as_mask, check_aspect, dilate
 from .fuse import moved_mask
-from .geometry import CELL, Cells, Placement, inward, lay_on, split_move, transform_layer
+from .geometry import CELL, Cells, Placement, clean_rim, inward, lay_on, shifted, split_move, transform_layer
 from .layers import LARGEST_SCALE, SMALLEST_SCALE, Layer, Move, in_order
 
 DILATION = 20 / 1024  # of the width: DesignEdit's for objects that are removed or moved
@@ -69,6 +69,26 @@ class Layout:
         for part in self.placed:
             canvas = lay_on(canvas, part.on_canvas, part.moves)
         return canvas
+
+    def own_pixels(self) -> tuple[Tensor, Tensor]:
+        """The layers' own pixels at their places, IMAGE (1, H, W, 3), and where to keep them, MASK (1, H, W).
+
+        Well inside a layer the mask is 1. It falls to 0 where the layer covers half a pixel:
+        further out the model has mixed the layer with what lies behind. Nothing is kept where
+        an occluder hid the layer.
+        """
+        picture, kept = torch.zeros_like(self.source), torch.zeros_like(self.edited)
+        for part in self.placed:
+            placement = part.on_canvas
+            seen = placement.mask if placement.hidden is None else placement.mask * (1 - placement.hidden)
+            pixels = clean_rim(placement.picture[0], placement.mask[0]).movedim(2, 0)
+            for right, down in part.moves:
+                way = CELL * right, CELL * down
+                inner = (2 * shifted(seen, *way) - 1).clamp(min=0)
+                own = shifted(pixels, *way).movedim(0, 2)
+                picture = torch.where(inner.unsqueeze(-1) > 0, own, picture)
+                kept = torch.maximum(kept * (1 - shifted(placement.mask, *way)), inner)
+        return picture, kept
 
     def final_masks(self) -> Tensor:
         """MASK (L, H, W) of each layer where it is in the end, in the order of `layers`; 0 for removed ones."""

@@ -94,6 +94,12 @@ class LayeredEdit(io.ComfyNode):
                     advanced=True,
                     tooltip="Layers that stay must not leak into the areas that are filled.",
                 ),
+                io.Boolean.Input(
+                    "keep_pixels",
+                    default=True,
+                    tooltip="Layers show their own pixels, to the finest detail; only their rims are the model's. "
+                    "Off: all of a layer is what the model and the VAE return, which blends in colours and grain.",
+                ),
                 io.Mask.Input(
                     "artifact_mask",
                     optional=True,
@@ -111,11 +117,11 @@ class LayeredEdit(io.ComfyNode):
     @override
     def execute(
         cls, model, vae, conditioning, image, layers, steps, scheduler, sampler, harmonize, guidance, mode, grow,
-        refinements, blocks, ignore_layers, artifact_mask=None,
+        refinements, blocks, ignore_layers, keep_pixels, artifact_mask=None,
     ) -> io.NodeOutput:  # fmt: skip
         layout = lay_out(image, layers, grow)
         settings = EditSettings(
-            steps, scheduler, sampler, harmonize, mode, guidance, blocks, refinements, ignore_layers
+            steps, scheduler, sampler, harmonize, mode, guidance, blocks, refinements, ignore_layers, keep_pixels
         )  # fmt: skip
         edited, nodes = EditGraph(layout, settings, model, vae, conditioning).build(artifact_mask, image)
         preview = layout_preview(layout.source, layout.layers)

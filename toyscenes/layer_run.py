@@ -52,6 +52,10 @@ class LayeredRun:
 
     def finish(self, layouts: Sequence[Layout], complete: bool = True) -> Tensor:
         """Lay the layers on and blend them in: IMAGEs (B, H, W, 3). `complete`: fill what was occluded."""
+        return self.composite(layouts, self.blended(layouts, complete), self.settings.keep_pixels)
+
+    def blended(self, layouts: Sequence[Layout], complete: bool = True) -> Tensor:
+        """What the model makes of sources and layers, decoded: IMAGEs (B, H, W, 3)."""
         occluded = [layout.occluded for layout in layouts if layout.occluded is not None] if complete else []
         canvas = self._fused(layouts, everywhere=bool(occluded))
         if occluded:
@@ -59,8 +63,17 @@ class LayeredRun:
         edited = torch.cat([layout.edited for layout in layouts])
         model = apply_keep_source(self.toy.model, self.source, edited)
         latents = self.toy.run(model, canvas, self.sigmas[self.settings.filled :], self.settings.sampler)[1]
-        sources = torch.cat([layout.source for layout in layouts])
-        return torch.lerp(sources, self.toy.decode(latents), edited[..., None])
+        return self.toy.decode(latents)
+
+    @staticmethod
+    def composite(layouts: Sequence[Layout], decoded: Tensor, keep_pixels: bool) -> Tensor:
+        """Decoded pictures (B, H, W, 3) over the sources where they were edited, the layers' own pixels on them."""
+        if keep_pixels:
+            own = [layout.own_pixels() for layout in layouts]
+            pictures, kept = (torch.cat(part) for part in zip(*own, strict=True))
+            decoded = torch.lerp(decoded, pictures, kept[..., None])
+        sources, edited = (torch.cat([getattr(x, name) for x in layouts]) for name in ("source", "edited"))
+        return torch.lerp(sources, decoded, edited[..., None])
 
     def _fused(self, layouts: Sequence[Layout], everywhere: bool) -> Trajectory:
         """Canvases with layers on them, at σ of the fusion, or at every σ from there up."""

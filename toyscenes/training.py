@@ -29,6 +29,7 @@ from .autoencoder import PatchAutoencoder, fit_linear
 from .backgrounds import KINDS
 from .model import TEXT_ENCODER, UNET, WIDTH
 from .scenes import COLOURS, SHAPES, random_scene
+from .shape_hint import ShapeHeads, shape_shares
 
 _KERNELS: list[SDPBackend] = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -37,13 +38,15 @@ _KERNELS: list[SDPBackend] = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_A
 class Settings:
     """What `python dev.py train` does; stored in the weights file."""
 
-    steps: int = 12000
+    steps: int = 18000
     batch: int = 16
     learning_rate: float = 4e-4
     warm_up: int = 100
-    decay: float = 0.25  # share of the steps, at the end, over which the learning rate falls to 0
+    decay: float = 0.5  # share of the steps, at the end, over which the learning rate falls to 0
     empty_captions: float = 0.15
     ema: float = 0.999
+    shape_hint: float = 0.2  # weight of the second task …
+    shape_hint_from: int = 9000  # … and the step from which it is learned
     clip_gradient: float = 1.0
     linear_pictures: int = 512
     refinement_steps: int = 600
@@ -51,7 +54,7 @@ class Settings:
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Training scenes by index: uint8 picture (3, 256, 256) and compact token ids (77,)."""
+    """Training scenes by index: uint8 picture (3, 256, 256), compact token ids (77,), shares of the shapes."""
 
     def __init__(self, count: int, vocabulary: "Vocabulary", empty: float, first: int = 0):
         self.count, self.vocabulary, self.empty, self.first = count, vocabulary, empty, first
@@ -59,12 +62,13 @@ class Pictures(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return self.count - self.first
 
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         index = position + self.first
         scene = random_scene(index, stream="training")
         picture = torch.from_numpy((scene.image() * 255 + 0.5).astype("uint8")).movedim(2, 0)
         dropped = (index * 0.6180339887) % 1.0 < self.empty  # deterministic and evenly spread
-        return picture, self.vocabulary.encode("" if dropped else scene.caption())
+        ids = self.vocabulary.encode("" if dropped else scene.caption())
+        return picture, ids, torch.from_numpy(shape_shares(scene))
 
 
 class Vocabulary:
@@ -107,6 +111,7 @@ class Trainee(nn.Module):
         self.unet = UNetModel(**UNET, dtype=torch.float32, operations=operations)
         self.text = comfy.clip_model.CLIPTextModel(TEXT_ENCODER, torch.float32, "cpu", operations)
         self.tokens = nn.Embedding(vocabulary, WIDTH)
+        self.shapes = ShapeHeads(self.unet)
         for layer in self.text.text_model.encoder.layers:
             layer.__class__ = _Layer
         # the vocabulary's rows stand for the token embedding, and nothing reads the projection
@@ -125,8 +130,11 @@ class Trainee(nn.Module):
         embeds = self.tokens(ids)
         return self.text.text_model(None, embeds=embeds, num_tokens=[1] * len(ids))[0]
 
-    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        return self.unet(x, timesteps, self.context(ids))
+    def forward(
+        self, x: torch.Tensor, timesteps: torch.Tensor, ids: torch.Tensor, shares: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """ε (B, C, h, w), and the loss of the second task."""
+        return self.unet(x, timesteps, self.context(ids)), self.shapes.loss(shares)
 
 
 def _initialise(module: nn.Module) -> None:
@@ -233,8 +241,8 @@ def _diffusion(
     data = Pictures(settings.steps * settings.batch, vocabulary, settings.empty_captions, first * settings.batch)
     loader = torch.utils.data.DataLoader(data, settings.batch, num_workers=1, prefetch_factor=4)
     step_model: Callable = torch.compile(model) if shutil.which("c++") else model
-    began, losses = time.perf_counter() - spent, []
-    for step, (pictures, ids) in enumerate(loader, first):
+    began, losses, hints = time.perf_counter() - spent, [], []
+    for step, (pictures, ids, shares) in enumerate(loader, first):
         generator = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
         with torch.no_grad():
             z = encoder(pictures.to(device).float() / 127.5 - 1)
@@ -244,19 +252,23 @@ def _diffusion(
         x = ((z + sigma * noise) / (sigma**2 + 1).sqrt()).to(memory_format=torch.channels_last)
         optimiser.zero_grad()
         with torch.autocast(device.type, dtype=torch.bfloat16), sdpa_kernel(attention):
-            predicted = step_model(x, t.float(), ids.to(device))
+            predicted, hint = step_model(x, t.float(), ids.to(device), shares.to(device))
             loss = (loss_weight(sigma) * (predicted.float() - noise) ** 2).mean()
-            loss.backward()
+            (loss + settings.shape_hint * hint * (step >= settings.shape_hint_from)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip_gradient)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, settings)
         optimiser.step()
         _follow(ema, model, min(settings.ema, (1 + step) / (10 + step)))
         losses.append(loss.item())
+        hints.append(hint.item())
         done = step + 1
         if done % 50 == 0:
             spent = time.perf_counter() - began
-            print(f"step {done}/{settings.steps}  loss {sum(losses[-50:]) / 50:.4f}  {spent / 60:.1f} min", flush=True)
+            recent, named = sum(losses[-50:]) / 50, sum(hints[-50:]) / 50
+            print(
+                f"step {done}/{settings.steps}  loss {recent:.4f}  shapes {named:.3f}  {spent / 60:.1f} min", flush=True
+            )
         if done % 200 == 0 or done == settings.steps:
             state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimiser": optimiser.state_dict()}
             state |= {"step": done, "seconds": time.perf_counter() - began}

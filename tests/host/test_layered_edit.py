@@ -41,6 +41,7 @@ def graph(moves="45, -21", layer=None, size=(256, 256), scene=None, **edit):
              "rotation": 0.0, "flip": "none", "order": 0, **(layer or {})}  # fmt: skip
     settings = {"steps": STEPS, "scheduler": "normal", "sampler": "euler", "harmonize": 0.2, "guidance": 7.5,
                 "mode": "multiply", "grow": 0.0195, "refinements": 0, "blocks": "all", "ignore_layers": False,
+                "keep_pixels": True,
                 **edit}  # fmt: skip
     return {
         "model": {"class_type": "LatentLayersToyModel", "inputs": {}},

@@ -4,17 +4,29 @@ import math
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from latent_layers.toyscenes import model as toy_model
 from latent_layers.toyscenes import training
-from latent_layers.toyscenes.scenes import random_scene
+from latent_layers.toyscenes.scenes import SHAPES, random_scene
+from latent_layers.toyscenes.shape_hint import shape_shares
 from latent_layers.toyscenes.training import Pictures, Settings, Vocabulary, learning_rate, loss_weight, train
 
 # No warm-up and large steps, so that a lost optimiser state or a repeated picture shows in the weights.
-TINY = Settings(steps=4, batch=2, learning_rate=4e-3, warm_up=1, linear_pictures=8, refinement_steps=2)
+TINY = Settings(
+    steps=4, batch=2, learning_rate=4e-3, warm_up=1, decay=0.25, shape_hint_from=1, linear_pictures=8,
+    refinement_steps=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def uncompiled():
+    """Compiling takes longer than these few steps."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +62,7 @@ def test_every_part_of_the_model_was_trained(through):
     torch.manual_seed(TINY.seed)
     fresh = training.Trainee(len(Vocabulary())).state_dict()
     moved = {name.partition(".")[0] for name, tensor in state["model"].items() if not torch.equal(tensor, fresh[name])}
-    assert moved == {"unet", "text", "tokens"}
+    assert moved == {"unet", "text", "tokens", "shapes"}
     still = [name for name, tensor in state["model"].items() if torch.equal(tensor, fresh[name])]
     # what silent branches hide at first is reached within a few steps
     assert len(still) < 0.02 * len(fresh), still
@@ -88,20 +100,21 @@ def test_pictures_go_on_where_they_stopped(vocabulary):
     whole, rest = Pictures(10, vocabulary, 0.15), Pictures(10, vocabulary, 0.15, first=6)
     assert (len(whole), len(rest)) == (10, 4)
     for position in range(4):
-        picture, ids = rest[position]
-        expected, expected_ids = whole[6 + position]
-        assert torch.equal(picture, expected) and torch.equal(ids, expected_ids)
+        parts = rest[position]
+        assert all(torch.equal(a, b) for a, b in zip(parts, whole[6 + position], strict=True))
+        picture = parts[0]
     assert picture.shape == (3, 256, 256) and picture.dtype == torch.uint8
 
 
 def test_pictures_are_of_the_training_stream_with_their_captions(vocabulary):
     pictures = Pictures(40, vocabulary, 0.0)
     for index in (0, 17):
-        picture, ids = pictures[index]
+        picture, ids, shares = pictures[index]
         scene = random_scene(index, stream="training")
         assert torch.equal(ids, vocabulary.encode(scene.caption()))
         shown = torch.from_numpy(scene.image()).movedim(2, 0)
         assert (picture.float() / 255 - shown).abs().max() <= 0.5 / 255 + 1e-6
+        assert np.array_equal(shares.numpy(), shape_shares(scene))
 
 
 def test_the_asked_share_of_captions_is_empty(vocabulary):
@@ -139,3 +152,30 @@ def test_the_loss_weighs_as_v_prediction_up_to_sigma_5_and_levels_off():
     assert weights[:3] == pytest.approx([1.0, 1.0009, 2 / 1.04], rel=1e-3)
     assert float(weights[3]) == pytest.approx(13.0) and float(weights[5]) == pytest.approx(25.0, rel=1e-3)
     assert (weights.diff() > 0).all()
+
+
+def test_the_second_task_names_what_each_cell_shows():
+    """The shares are the visible masks' averages over 16 by 16 pixels, and add up to one."""
+    for seed in (3, 17, 40):
+        scene = random_scene(seed, stream="training")
+        shares = shape_shares(scene)
+        assert np.abs(shares.sum(0) - 1).max() < 1e-5
+        expected = np.zeros_like(shares)
+        for index, thing in enumerate(scene.objects):
+            cells = scene.visible_mask(index).reshape(16, 16, 16, 16).mean((1, 3))
+            expected[SHAPES.index(thing.shape)] += cells
+        # cells that two objects share in part differ: their overlap is not known at this size
+        assert np.abs(shares - expected)[:-1].mean() < 2e-3
+
+
+def test_the_second_task_teaches_the_unet_and_can_wait(vocabulary):
+    """Its gradient reaches the encoder, and the loss is a plain cross-entropy of both levels."""
+    torch.manual_seed(0)
+    model = training.Trainee(len(vocabulary))
+    _, ids, shares = (part[None] for part in Pictures(1, vocabulary, 0.0)[0])
+    _, hint = model(torch.randn(1, 8, 32, 32), torch.tensor([500.0]), ids, shares)
+    uniform = 2 * math.log(len(SHAPES) + 1)
+    assert 0.3 * uniform < float(hint) < 3 * uniform
+    hint.backward()
+    assert model.unet.input_blocks[1][0].in_layers[2].weight.grad.abs().max() > 0
+    assert model.unet.out[2].weight.grad is None  # nothing after the finer level is touched
