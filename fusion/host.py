@@ -1,6 +1,6 @@
 """Layered edits as graphs of the pack's and the host's nodes, so that the host caches every step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.patcher_extension
@@ -75,8 +75,8 @@ class EditGraph:
         if layout.hole is not None:
             ignored = self._ignored(layout.hole)
             filled = self._fill(canvas, source, layout.hole, high, artifact_mask, ignored)
-            masks = (layout.hole, ignored, artifact_mask)
-            key = f"filled {key} {settings} {[mask is not None and digest(mask) for mask in masks]}"
+            masks = [mask is not None and digest(mask) for mask in (layout.hole, ignored, artifact_mask)]
+            key = f"filled {key} {replace(settings, keep_pixels=True)} {masks}"
             canvas = self._remembered(key, filled)
             behind = self._composite(behind, self._decoded(self._predicted(canvas)), layout.hole)
         if layout.placed:

@@ -106,6 +106,19 @@ def test_another_move_runs_only_the_tail(server, client):
     assert set(first.cached) >= {"edit", "model", "scene"}
 
 
+def test_layers_keep_their_own_pixels(server, client):
+    result = client.run(graph("40, -16"))
+    source, kept = picture(client, result, "source"), picture(client, result, "result")
+    solid = picture(client, result, "mask").max(2) == 1
+    there = np.roll(solid, (-16, 40), (0, 1))
+    assert np.array_equal(kept[there], np.roll(source, (-16, 40), (0, 1))[there])
+    position = len(server.log_text())
+    blended = picture(client, client.run(graph("40, -16", keep_pixels=False)), "result")
+    assert sum(count for _, count in evaluations(server, position)) <= STEPS - FILLED  # the tail at most
+    assert not np.array_equal(blended[there], kept[there])
+    assert np.array_equal(blended[~ndimage.binary_dilation(there)], kept[~ndimage.binary_dilation(there)])
+
+
 def test_the_cost_of_a_first_edit(server, client):
     position = len(server.log_text())
     client.run(graph("37, 5", scene={"seed": 11}))
