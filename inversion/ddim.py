@@ -9,6 +9,10 @@ x(σ) = z + σ·ε, where the paper's latent is x/√(σ²+1), the DDIM update i
 Upwards the step wants ε at x(σ'), which is what it is about to compute. The usual
 inversion takes ε of the network at the upper level's timestep on the lower latent.
 Fixed-point refinement evaluates it again at the estimate of x(σ').
+
+Here the first estimate of x(σ') is made with the ε of the step below, which is known
+already: the same number of evaluations, and the round trip is as exact as after one
+refinement of the usual way.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,17 +36,19 @@ def ddim_inversion_step(
     predict_noise: Callable[[Tensor, Sigma], Tensor],
     refinements: int = 0,
     input_scale: Callable[[Sigma], Sigma] = vp_input_scale,
+    guess: Tensor | None = None,
 ) -> Tensor:
     """One step upwards: x(σ_next) from x(σ), σ < σ_next; σ = 0 is allowed. (B, C, H, W) both.
 
     `predict_noise(x, σ)` is the model's ε at x at level σ > 0; it is called
     1 + refinements times. `input_scale(σ)` is the factor by which the model scales x
-    before its network sees it.
+    before its network sees it. `guess` is an ε (B, C, H, W) to begin with; without one the
+    network sees the lower latent, as in the usual inversion.
     """
     # The network must see the lower latent in the scaling of its own level: whoever
     # evaluates it at σ_next will apply σ_next's scale, so exchange one for the other.
-    epsilon = predict_noise(x * (input_scale(sigma) / input_scale(sigma_next)), sigma_next)
-    x_next = x + (sigma_next - sigma) * epsilon
+    shown = x * (input_scale(sigma) / input_scale(sigma_next)) if guess is None else x + (sigma_next - sigma) * guess
+    x_next = x + (sigma_next - sigma) * predict_noise(shown, sigma_next)
     for _ in range(refinements):
         # The estimate is at σ_next's own level already: no rescaling.
         x_next = x + (sigma_next - sigma) * predict_noise(x_next, sigma_next)
@@ -56,11 +62,16 @@ def invert(
     predict_noise: Callable[[Tensor, Sigma], Tensor],
     refinements: int = 0,
     input_scale: Callable[[Sigma], Sigma] = vp_input_scale,
+    usual: bool = False,
 ) -> Iterator[Tensor]:
     """Yield x at sigmas[1], sigmas[2], … from x at sigmas[0]; ascending σs (T+1).
 
-    Evaluates `predict_noise` T·(1 + refinements) times, see `ddim_inversion_step`.
+    Evaluates `predict_noise` T·(1 + refinements) times, see `ddim_inversion_step`. Each step
+    begins with the ε of the one below; `usual` is the published way, without.
     """
+    epsilon = None
     for sigma, sigma_next in pairwise(sigmas):
-        x = ddim_inversion_step(x, sigma, sigma_next, predict_noise, refinements, input_scale)
+        x_next = ddim_inversion_step(x, sigma, sigma_next, predict_noise, refinements, input_scale, epsilon)
+        epsilon = None if usual else (x_next - x) / (sigma_next - sigma)
+        x = x_next
         yield x

@@ -84,9 +84,10 @@ class _Tape:
 class DDIMInversion(comfy.samplers.Sampler):
     """The host's sampler interface, walking its schedule upwards and recording."""
 
-    def __init__(self, refinements: int, tape: _Tape) -> None:
+    def __init__(self, refinements: int, tape: _Tape, usual: bool = False) -> None:
         self.refinements = refinements
         self.tape = tape
+        self.usual = usual
 
     def sample(
         self,
@@ -120,7 +121,7 @@ class DDIMInversion(comfy.samplers.Sampler):
         steps = len(levels) - 1
         x = latent_image
         self.tape.record(levels[0], x)
-        upwards = ddim.invert(x, levels, predict_noise, self.refinements, input_scale)
+        upwards = ddim.invert(x, levels, predict_noise, self.refinements, input_scale, self.usual)
         for step in comfy.k_diffusion.sampling.trange(steps, disable=disable_pbar):
             x = next(upwards)
             self.tape.record(levels[step + 1], x)
@@ -136,12 +137,14 @@ def invert(
     sigmas: Tensor,
     refinements: int = 0,
     where: str = "Invert",
+    usual: bool = False,
 ) -> Trajectory:
     """Trajectory of a picture by DDIM inversion, without guidance.
 
     Receives `latent` (B, C, H, W) in LATENT's units, taken to be at the schedule's lowest
     σ, and `sigmas` (T+1) in either direction. Evaluates the UNet T·(1 + refinements)
-    times, with `conditioning` as the only condition.
+    times, with `conditioning` as the only condition. `usual` is the published inversion,
+    for comparison (see `ddim`).
     Raises ValueError for what cannot be inverted, before anything is loaded.
     """
     family = model_family(model, where)
@@ -165,7 +168,9 @@ def invert(
     guider.inner_set_conds({"positive": conditioning})
     guider.set_cfg(1.0)
     # Without a negative and at scale 1 the host evaluates the positive condition only.
-    _sample(guider, torch.zeros_like(latent), latent, DDIMInversion(refinements, tape), levels, seed=0, where=where)
+    _sample(
+        guider, torch.zeros_like(latent), latent, DDIMInversion(refinements, tape, usual), levels, seed=0, where=where
+    )
     recorded = [x for _, x in tape.read()]
     return Trajectory(levels, recorded[::-1], family, _latent_format(model))
 

@@ -52,12 +52,16 @@ class Toy:
         return self.vae.decode(latents)
 
     def invert(
-        self, latents: Tensor, steps: int = STEPS, refinements: int = 0, sigmas: Tensor | None = None
+        self,
+        latents: Tensor,
+        steps: int = STEPS,
+        refinements: int = 0,
+        sigmas: Tensor | None = None,
+        usual: bool = False,
     ) -> Trajectory:
         """Trajectory of pictures over a whole schedule, or the given part of one, with the empty prompt."""
-        return invert(
-            self.model, self.condition(), latents, self.sigmas(steps) if sigmas is None else sigmas, refinements
-        )
+        levels = self.sigmas(steps) if sigmas is None else sigmas
+        return invert(self.model, self.condition(), latents, levels, refinements, usual=usual)
 
     def sample(self, model: Any, trajectory: Trajectory, sampler: str = "euler", seed: int = 0) -> Tensor:
         """Latents that a patched model makes of a trajectory, with the empty prompt and no text guidance."""

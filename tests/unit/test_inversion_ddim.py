@@ -27,11 +27,15 @@ def epsilon_from_v(latent: torch.Tensor, level: float) -> torch.Tensor:
     return math.sqrt(alpha_bar) * v_network(latent, level) + math.sqrt(1 - alpha_bar) * latent
 
 
-def equation(z: torch.Tensor, network, refinements: int) -> list[torch.Tensor]:
-    """DDIM inversion as published: x_t = √ᾱ_t·z + √(1−ᾱ_t)·ε, float64, one x_t per level."""
+def equation(z: torch.Tensor, network, refinements: int, usual: bool) -> list[torch.Tensor]:
+    """DDIM inversion as published: x_t = √ᾱ_t·z + √(1−ᾱ_t)·ε, float64, one x_t per level.
+
+    Not `usual`: x_t is first estimated with the ε that led to the level below.
+    """
     alpha_bars = [1 / (1 + float(sigma) ** 2) for sigma in SIGMAS]
     x_t = z.double()
     way = []
+    below = None
     for low, high in zip(alpha_bars, alpha_bars[1:], strict=False):
         level = math.sqrt(1 / high - 1)
 
@@ -39,10 +43,11 @@ def equation(z: torch.Tensor, network, refinements: int) -> list[torch.Tensor]:
             predicted = (x_t - math.sqrt(1 - low) * noise) / math.sqrt(low)
             return math.sqrt(high) * predicted + math.sqrt(1 - high) * noise
 
-        estimate = step(network(x_t, level))
+        noise = network(x_t if below is None else step(below), level)
         for _ in range(refinements):
-            estimate = step(network(estimate, level))
-        x_t = estimate
+            noise = network(step(noise), level)
+        x_t = step(noise)
+        below = None if usual else noise
         way.append(x_t)
     return way
 
@@ -64,11 +69,12 @@ def host_model(network, prediction: str):
 @pytest.mark.parametrize("shape", [(1, 4, 8, 8), (2, 4, 9, 13), (3, 8, 5, 17)])
 @pytest.mark.parametrize("refinements", [0, 1, 3])
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_equals_the_equation(shape, refinements, prediction):
+@pytest.mark.parametrize("usual", [True, False])
+def test_equals_the_equation(shape, refinements, prediction, usual):
     z = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     network = epsilon_network if prediction == "eps" else v_network
-    expected = equation(z, epsilon_network if prediction == "eps" else epsilon_from_v, refinements)
-    found = list(ddim.invert(z, SIGMAS, host_model(network, prediction), refinements))
+    expected = equation(z, epsilon_network if prediction == "eps" else epsilon_from_v, refinements, usual)
+    found = list(ddim.invert(z, SIGMAS, host_model(network, prediction), refinements, usual=usual))
     assert len(found) == len(expected) == 6
     for sigma, x, x_t in zip(SIGMAS[1:], found, expected, strict=True):
         assert x.dtype == torch.float32
@@ -94,7 +100,7 @@ def test_linear_model_has_the_analytic_result():
     """ε = c·(network input): a step multiplies x by 1 + c·Δσ/√(1+σ²), σ the lower level."""
     c = 0.4
     z = torch.randn(2, 4, 7, 5, dtype=torch.float64)
-    found = list(ddim.invert(z, SIGMAS.double(), lambda x, sigma: c * x / (sigma**2 + 1) ** 0.5))
+    found = list(ddim.invert(z, SIGMAS.double(), lambda x, sigma: c * x / (sigma**2 + 1) ** 0.5, usual=True))
     factor = 1.0
     for low, high, x in zip(SIGMAS.tolist(), SIGMAS.tolist()[1:], found, strict=False):
         factor *= 1 + c * (high - low) / math.sqrt(1 + low**2)
@@ -107,8 +113,8 @@ def test_refinements_converge_to_the_exact_inverse():
     z = torch.randn(1, 4, 9, 6, dtype=torch.float64)
     predict_noise = host_model(epsilon_network, "eps")
 
-    def error(refinements):
-        x = list(ddim.invert(z, sigmas, predict_noise, refinements))[-1]
+    def error(refinements, usual=True):
+        x = list(ddim.invert(z, sigmas, predict_noise, refinements, usual=usual))[-1]
         for high, low in zip(sigmas.flip(0), sigmas.flip(0)[1:], strict=False):
             x = x + (low - high) * predict_noise(x, high)
         return (x - z).abs().max().item()
@@ -116,6 +122,9 @@ def test_refinements_converge_to_the_exact_inverse():
     errors = [error(refinements) for refinements in range(6)]
     assert all(after < 0.5 * before for before, after in zip(errors, errors[1:], strict=False)), errors
     assert errors[5] < 1e-3 * errors[0]
+    # the ε of the step below makes each smaller, for nothing
+    started = [error(refinements, usual=False) for refinements in range(6)]
+    assert all(a < 0.7 * b for a, b in zip(started, errors, strict=True)), (started, errors)
 
 
 @pytest.mark.parametrize("refinements", [0, 2, 5])
