@@ -3,8 +3,15 @@
 DesignEdit, equation 2: x <- x * M + x_src(sigma) * (1-M) after every step, x_src from the
 stored trajectory of the source. A latent cell takes the largest value of the mask in it,
 so that a cell which the object only touches is edited whole; the pixel composite at the
-end of a graph gives its other pixels back. Done at the start of every evaluation of the model, which
-is the same thing (a step's result is what the next evaluation gets), for any sampler:
+end of a graph gives its other pixels back.
+
+A mask between 0 and 1 is the strength of the edit there. Equation 2 with a grey M at every
+step would compound: after 50 steps half a mask is hardly an edit. Instead a cell follows
+the source for the first 1-M of the steps and is free for the rest, as a picture that is
+sampled with a strength (`denoise`) of M is, but cell by cell.
+
+Done at the start of every evaluation of the model, which is the same thing (a step's result
+is what the next evaluation gets), for any sampler:
 
 - The sampler's own x is overwritten in place, so that its state follows equation 2 and
   what others record or preview of it does too. Every sampler of the host hands its state
@@ -12,13 +19,10 @@ is the same thing (a step's result is what the next evaluation gets), for any sa
   which works in another scaling, the model is handed a copy; sa_solver corrects its state
   after the evaluation. There the model still sees equation 2, and since samplers work
   pixel by pixel, nothing but what the model sees can pass from a kept pixel to another.
-  So masks of 0 and 1 are exact with every sampler; for values between, those three take
-  less from the source.
 - Samplers with evaluations between points of the schedule (dpm_2, dpmpp_sde, seeds ...)
   meet the trajectory interpolated at that sigma.
-- The prediction is set to the clean source where M is exactly 0: previews show it, and
-  solvers that look back at predictions find it. Where M is between, the prediction is the
-  model's, as equation 2 has it; blending that too would apply M twice.
+- The prediction is set to the clean source where a cell is kept: previews show it, and
+  solvers that look back at predictions find it.
 - What the sampler returns is blended once more at the schedule's last sigma, so that a
   range up to the end returns the clean source exactly where M is 0.
 """
@@ -44,6 +48,15 @@ def blend(x: Tensor, source: Tensor, mask: Tensor) -> Tensor:
     return torch.lerp(source.expand_as(x), x, mask.expand_as(x))
 
 
+def free(mask: Tensor, done: float, steps: int) -> Tensor:
+    """How far cells are free after `done` of `steps` steps: M of equation 2, (B, 1, h, w) as `mask`.
+
+    1 from the step on at which 1 - mask of the steps are done, 0 before; in the step that
+    this falls into, the part of it that is left. Masks of 0 and 1 are so at every step.
+    """
+    return ((mask * steps - (steps - done) + 1).clamp(0, 1) * (mask > 0)).to(mask.dtype)
+
+
 class KeepSourceRun:
     """One sampling run: masks and the source's latents where x is.
 
@@ -51,15 +64,21 @@ class KeepSourceRun:
     fetched when the model has been given its work, so the copy runs beside the computation.
     """
 
-    def __init__(self, trajectory: Trajectory, mask: Tensor, schedule: list[float], like: Tensor) -> None:
-        """mask: (B or 1, H, W) on the latent grid; schedule: descending sigmas; like: gives device and dtype."""
+    def __init__(
+        self, trajectory: Trajectory, mask: Tensor, schedule: list[float], acting: list[float], like: Tensor
+    ) -> None:
+        """mask: (B or 1, H, W) on the latent grid; schedule: descending sigmas; like: gives device and dtype.
+
+        `acting` are the schedule's sigmas at which the source is kept.
+        """
         self._trajectory = trajectory
         self._schedule = schedule
+        self._acting = acting
+        self._soft = bool(((mask > 0) & (mask < 1)).any())
         self._like = (like.device, like.dtype)
         self._fetched: tuple[float, Tensor] | None = None
         self._limits = (float(trajectory.sigmas[0]), float(trajectory.sigmas[-1]))
         self._mask = mask.unsqueeze(1).to(*self._like)
-        self._kept = self._mask == 0
         self._clean = self._fetch(0.0) if self._limits[1] == 0 else None
 
     def _fetch(self, sigma: float) -> Tensor:
@@ -82,22 +101,37 @@ class KeepSourceRun:
         if following is not None and following >= self._limits[1]:
             self._fetched = (following, self._fetch(following))
 
+    def mask(self, sigma: float) -> Tensor:
+        """M at a noise level, (B or 1, 1, h, w)."""
+        if not self._soft or len(self._acting) < 2:
+            return self._mask
+        return free(self._mask, self._done(sigma), len(self._acting) - 1)
+
+    def _done(self, sigma: float) -> float:
+        """Steps that lie behind at a noise level; evaluations between points of the schedule count in part."""
+        levels = self._acting
+        following = next((i for i, level in enumerate(levels) if level <= sigma), len(levels) - 1)
+        if following == 0 or levels[following] == sigma:
+            return following
+        above, below = levels[following - 1], levels[following]
+        return following - min(1.0, max(0.0, (sigma - below) / (above - below)))
+
     def keep_state(self, x: Tensor, sigma: float) -> Tensor:
         """Equation 2 on the sampler's state (B, C, H, W); in place, returns it."""
-        return x.copy_(blend(x, self.source(sigma), self._mask))
+        return x.copy_(blend(x, self.source(sigma), self.mask(sigma)))
 
-    def keep_prediction(self, denoised: Tensor) -> Tensor:
-        """The clean source where M is exactly 0, the model's prediction elsewhere."""
+    def keep_prediction(self, denoised: Tensor, sigma: float) -> Tensor:
+        """The clean source where cells are kept, the model's prediction elsewhere."""
         if self._clean is None:
             return denoised
-        return torch.where(self._kept, self._clean, denoised)
+        return torch.where(self.mask(sigma) == 0, self._clean, denoised)
 
     def finish(self, samples: Tensor, sigma: float, sampling: Any) -> Tensor:
         """Equation 2 on what the sampler returns, at the schedule's last sigma."""
         # samplers return x; models whose x is scaled (flow) have that undone by the host
         end = torch.as_tensor(sigma, dtype=samples.dtype, device=samples.device)
         source = sampling.inverse_noise_scaling(end, self.source(sigma))
-        return blend(samples, source.to(samples), self._mask.to(samples))
+        return blend(samples, source.to(samples), self.mask(sigma).to(samples))
 
 
 class KeepSource:
@@ -161,7 +195,8 @@ class KeepSource:
         schedule = sigmas.tolist()  # read before: uni_pc writes into the schedule that it is given
         sampling = guider.inner_model.model_sampling
         mask = cover(self.mask, noise.shape[-2], noise.shape[-1])
-        run = KeepSourceRun(self.trajectory, mask, schedule, noise)
+        acting = [sigma for sigma in schedule if self.range.contains(sampling, sigma)]
+        run = KeepSourceRun(self.trajectory, mask, schedule, acting, noise)
         extra_args["model_options"]["transformer_options"][self._run_key] = run
         samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         if self.range.contains(sampling, schedule[-1]):
@@ -186,7 +221,7 @@ class KeepSource:
         x = run.keep_state(x, sigma)
         denoised = executor(x, timestep, model_options, *args, **kwargs)
         run.prefetch_after(sigma)
-        return run.keep_prediction(denoised)
+        return run.keep_prediction(denoised, sigma)
 
     def cleanup(self) -> None:
         """Let go of the model (called when sampling ends, also on an error)."""

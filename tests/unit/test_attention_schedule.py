@@ -80,18 +80,22 @@ def trajectory(levels=(10.0, 5.0, 2.0, 0.0)):
 def test_a_run_follows_the_trajectory_and_writes_in_place():
     mask = torch.zeros(1, 8, 8)
     mask[:, :, 4:] = 1.0
-    run = KeepSourceRun(trajectory(), mask, [10.0, 5.0, 2.0, 0.0], torch.zeros(1))
+    run = KeepSourceRun(trajectory(), mask, [10.0, 5.0, 2.0, 0.0], [10.0, 5.0, 2.0, 0.0], torch.zeros(1))
     x = torch.zeros(2, 4, 8, 8)
     assert run.keep_state(x, 5.0) is x
     assert (x[..., :4] == 6).all() and (x[..., 4:] == 0).all()
     run.prefetch_after(5.0)
     assert run._fetched is not None and run._fetched[0] == 2.0
     assert (run.source(2.0) == 3).all() and (run.source(3.5) == 4.5).all() and (run.source(11.0) == 11).all()
-    assert (run.keep_prediction(x)[..., :4] == 1).all()
+    assert (run.keep_prediction(x, 5.0)[..., :4] == 1).all()
     assert (run.finish(x, 0.0, Sampling())[..., :4] == 1).all()
 
 
-def test_the_prediction_of_soft_pixels_is_the_models():
-    run = KeepSourceRun(trajectory(), torch.full((1, 8, 8), 0.5), [10.0, 0.0], torch.zeros(1))
+def test_soft_pixels_are_the_sources_until_they_are_free():
+    levels = [10.0, 5.0, 2.0, 1.0, 0.0]
+    run = KeepSourceRun(trajectory(levels), torch.full((1, 8, 8), 0.5), levels, levels, torch.zeros(1))
     denoised = torch.randn(1, 4, 8, 8)
-    assert torch.equal(run.keep_prediction(denoised), denoised)
+    for sigma, share in ((10.0, 0), (5.0, 0), (3.5, 0.5), (2.0, 1), (1.0, 1), (0.0, 1)):
+        assert torch.allclose(run.mask(sigma), torch.tensor(float(share))), sigma
+        expected = torch.full_like(denoised, 1.0) if share == 0 else denoised
+        assert torch.equal(run.keep_prediction(denoised, sigma), expected)
