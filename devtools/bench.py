@@ -22,6 +22,7 @@ MODULES = {
     "fills": "latent_layers.toyscenes.bench_fills",
     "sweep": "latent_layers.toyscenes.bench_sweep",
     "pictures": "latent_layers.toyscenes.bench_pictures",
+    "masks": "latent_layers.toyscenes.bench_masks",
     "attention": "bench_attention",
 }
 

@@ -1,9 +1,10 @@
-"""What key masks cost: a full forward pass of an SD 1.5-size UNet, against the unpatched pass.
+"""What key masks and cross-attention capture cost: a full forward pass of an SD 1.5-size UNet, against the unpatched.
 
 Random weights, real widths (860 M parameters), 512x512 pixels (a 64x64 latent), torch's
 fused attention; bfloat16 on a GPU, float32 on a CPU (whose bfloat16 attention is slower).
 All variants take turns inside one sampling run of the host, so that they meet the same
 machine; a figure is the ratio of medians. Guidance is 1, i.e. the pass itself is masked.
+The capture is of all tokens of the 16x16 level, five blocks.
 
 Memory is the peak of what a pass allocates on top of weights and inputs, which is the
 strict reading: with the 1.7 to 3.4 GB of weights counted in, every ratio would be 1.00.
@@ -27,17 +28,30 @@ import torch
 from torch import Tensor
 
 pack.load_pack()
+from latent_layers.attention.capture import Capture  # noqa: E402
+from latent_layers.attention.capture_host import apply_capture, blocks_near  # noqa: E402
 from latent_layers.attention.host import apply_key_mask  # noqa: E402
 
 LATENT = 64
+TOKENS = 77
+WHO = "bench attention"
 # What the bars are in the issue; exclude has to get cheaper as the mask grows.
-BARS = {"multiply_ratio": 1.05, "exclude_ratio_25": 1.00, "exclude_ratio_50": 1.00, "memory_ratio": 1.05}
+BARS = {
+    "multiply_ratio": 1.05,
+    "exclude_ratio_25": 1.00,
+    "exclude_ratio_50": 1.00,
+    "memory_ratio": 1.05,
+    "capture_ratio": 1.10,
+    "capture_memory_ratio": 1.05,
+}
 LABELS = {
     "multiply_ratio": "multiply, mask of 25 %",
     "exclude_ratio_25": "exclude, mask of 25 %",
     "exclude_ratio_50": "exclude, mask of 50 %",
     "soft_ratio": "soft, mask of 25 %",
-    "memory_ratio": "peak memory, worst of all",
+    "memory_ratio": "peak memory, worst of these",
+    "capture_ratio": "capture of the 16x16 level",
+    "capture_memory_ratio": "its peak memory",
 }
 
 
@@ -80,7 +94,7 @@ def left_part(share: float) -> Tensor:
 
 
 def variants(model: comfy.model_patcher.ModelPatcher) -> dict[str, comfy.model_patcher.ModelPatcher]:
-    """The unpatched model and every kind of key mask."""
+    """The unpatched model, every kind of key mask, and a capture."""
 
     def masked(mode: str, share: float) -> comfy.model_patcher.ModelPatcher:
         return apply_key_mask(model, left_part(share), mode=mode, guidance=1.0, start=0.0, end=1.0)
@@ -91,6 +105,7 @@ def variants(model: comfy.model_patcher.ModelPatcher) -> dict[str, comfy.model_p
         "exclude_ratio_25": masked("exclude", 0.25),
         "exclude_ratio_50": masked("exclude", 0.5),
         "soft_ratio": masked("soft", 0.25),
+        "capture_ratio": apply_capture(model, Capture(blocks_near(model, (LATENT, LATENT), WHO), TOKENS), WHO),
     }
 
 
@@ -160,13 +175,14 @@ def run(seeds: Iterable[int] | None = None, repeats: int | None = None) -> dict[
     with torch.inference_mode():
         model = full_size_model()
         stopwatch = Stopwatch(model)
-        stopwatch.set_conds([[torch.randn(1, 77, 768), {}]], [])
+        stopwatch.set_conds([[torch.randn(1, TOKENS, 768), {}]], [])
         on_gpu = model.load_device.type == "cuda"
         stopwatch.measure(variants(model), repeats or (40 if on_gpu else 3))
     medians = {name: statistics.median(seconds) for name, seconds in stopwatch.seconds.items()}
     figures = {name: medians[name] / medians["plain"] for name in medians if name != "plain"}
-    worst = max(peak for name, peak in stopwatch.peaks.items() if name != "plain")
-    figures["memory_ratio"] = worst / stopwatch.peaks["plain"]
+    peaks = {name: peak / stopwatch.peaks["plain"] for name, peak in stopwatch.peaks.items() if name != "plain"}
+    figures["capture_memory_ratio"] = peaks.pop("capture_ratio")
+    figures["memory_ratio"] = max(peaks.values())
     figures["plain_seconds"] = medians["plain"]
     figures["plain_peak_mib"] = stopwatch.peaks["plain"] / 2**20
     return figures
@@ -174,7 +190,7 @@ def run(seeds: Iterable[int] | None = None, repeats: int | None = None) -> dict[
 
 def table(result: dict[str, float]) -> str:
     """The figures as lines of text, with the bars they have to stay under."""
-    lines = ["Key masks, SD 1.5-size UNet, 512x512, ratio to the unpatched pass"]
+    lines = ["Key masks and capture, SD 1.5-size UNet, 512x512, ratio to the unpatched pass"]
     for name, label in LABELS.items():
         bar = f"  (bar {BARS[name]:.2f})" if name in BARS else ""
         lines.append(f"  {label:28s} {result[name]:.3f}{bar}")

@@ -3,11 +3,15 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from . import attention, canvas, layer_file, layered, layers, plan, toy, trajectory
+from . import attention, candidates, canvas, instant, layer_file, layered, layers, masks, plan, sam, toy, trajectory
 
 NODES: list[type[io.ComfyNode]] = [
     *trajectory.NODES,
     *attention.NODES,
+    *masks.NODES,
+    *instant.NODES,
+    *candidates.NODES,
+    *sam.NODES,
     *layered.NODES,
     *layers.NODES,
     *canvas.NODES,

@@ -127,7 +127,11 @@ class KeepSource(io.ComfyNode):
                 Trajectory.Input(
                     "trajectory", tooltip="The source, from Invert, made with the same sigmas as are sampled."
                 ),
-                io.Mask.Input("mask", tooltip="The area that may change; a grey pixel so strongly as it is white. Black keeps the source."),
+                io.Mask.Input(
+                    "mask",
+                    tooltip="The area that may change; a grey pixel so strongly as it is white. Black keeps the "
+                    "source.",
+                ),
                 _percent("start_percent", 0.0, "Part of the sampling at which keeping begins; 0 is pure noise."),
                 _percent("end_percent", 1.0, "Part of the sampling at which keeping ends; 1 keeps the source exactly."),
             ],

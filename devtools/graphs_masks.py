@@ -1,0 +1,351 @@
+"""Example graphs of masks that make themselves: by words, by points, soft ones, and many turns."""
+
+from typing import Any
+
+from draw_graphs import Drawing, Group, Info, Node, Port
+from graphs_common import (
+    BLUE,
+    GREEN,
+    GREY,
+    KEY_NODE,
+    PURPLE,
+    RED,
+    SCHEDULER,
+    STEPS,
+    YELLOW,
+    checkpoint_node,
+    grown_mask,
+    matched_mask,
+    preview,
+    saved,
+    scaled_picture,
+)
+from graphs_removal import remove_object_groups
+
+PICTURE_TOY = "Press **Run**. No download is needed: **Toy Model** is a small model that knows only such scenes."
+
+PICTURE_REAL = """1. **Load Checkpoint:** choose an SDXL checkpoint. (SD 1.5 works too: then set *megapixels* to 0.25.)
+2. **Load Image:** choose your picture.
+3. Say in the texts what it shows, and what it should show. Press **Run**."""
+
+PAINTED_REAL = """1. **Load Checkpoint:** choose an SDXL checkpoint. (SD 1.5 works too: then set *megapixels* to 0.25.)
+2. **Load Image:** choose your picture. Right-click it, *Open in MaskEditor*, paint where it should change, and save.
+3. Say what it should show. Press **Run**."""
+
+WORDS = """# {title}
+
+{first}
+
+**Instant Attention Mask** changes the picture a little way towards the text and sees where the words look. No mask \
+is painted.
+
+**Change:** the text. *roles* shows what each word was taken for; *words* overrides it: +star, -background."""
+
+SECOND = """## Draw it again inside the mask
+
+The area is drawn from pure noise by the same text; **Keep Source** holds everything else in place, at every step.
+
+**Change:** *noise_seed* for another try; *cfg*."""
+
+RESULT = """## The result
+
+Only the masked area is taken. **Every pixel outside it is as it was.**"""
+
+DECORATIONS = """# {title}
+
+{first}
+
+**Word Mask** finds what the words name in the picture itself, along the way from picture to noise: good for things \
+too scattered to paint.
+
+**Change:** *words*; *threshold* (-1 finds it by itself); the pixels that the mask grows."""
+
+SOFT = """# {title}
+
+{first}
+
+**Soft Mask** mixes the mask itself, its blurred surroundings and its box. Grey is changed a little, white wholly.
+
+**Change:** the three weights; *cfg*."""
+
+SAM = """# {title}
+
+1. Put a Segment Anything checkpoint (sam_vit_b, _l or _h) into *models/sams* and choose it.
+2. **Load Checkpoint:** an SDXL checkpoint. **Load Image:** your picture.
+3. *positive*: a point on the object, in pixels of the scaled picture. Press **Run**."""
+
+TURNS = """# {title}
+
+{first}
+
+Each turn goes on from the last. A turn through the model shifts every pixel a little; after ten, that is a \
+different picture. **Change Threshold** takes only what was really changed and keeps every other pixel, bit for bit.
+
+**Change:** *alpha* down when a soft change is lost, up when noise comes through."""
+
+BEST = """# {title}
+
+{first}
+
+Four seeds try the same edit. **Best Of** ranks them by how well they keep what was not meant to change; with *clip* \
+and *clip_vision* connected and a *text*, also by how well they show what the text says."""
+
+TURN_PLACES = (1, 2, 3)
+
+
+def _start(toy: bool, seed: int = 7, objects: int = 2) -> tuple[Node, Node, list[Node], Port]:
+    """Model, picture node (its first output is the IMAGE), what to show of them, and a mask."""
+    if toy:
+        model = Node("LatentLayersToyModel", colour=KEY_NODE)
+        scene = Node("LatentLayersToyScene", colour=KEY_NODE, inputs={"seed": seed, "objects": objects})
+        return model, scene, [model, scene, preview("Source", scene[0])], scene[1]
+    model = checkpoint_node()
+    loaded = Node("LoadImage", height=360, inputs={"image": "example.png"})
+    picture = scaled_picture(loaded)
+    resized = matched_mask(loaded[1], picture[0])
+    return model, picture, [model, loaded, picture], resized[0]
+
+
+def _text(clip: Port, text: str, title: str) -> Node:
+    return Node("CLIPTextEncode", title, height=110, inputs={"clip": clip, "text": text})
+
+
+def fill_groups(
+    number: int, model: Node, image: Port, mask: Port, text: Port | str, cfg: float, note: str = SECOND
+) -> tuple[list[Group], Port]:
+    """Inside the mask a new picture from noise by a text; outside the source: groups, and the result's port."""
+    empty = _text(model[1], "", "Empty prompt")
+    prompt = Node("CLIPTextEncode", "Edit prompt", height=110, inputs={"clip": model[1], "text": text})
+    encoded = Node("VAEEncode", inputs={"pixels": image, "vae": model[2]})
+    schedule = Node(
+        "BasicScheduler", inputs={"model": model[0], "scheduler": SCHEDULER, "steps": STEPS, "denoise": 1.0}
+    )
+    inverted = Node(
+        "LatentLayersInvert",
+        colour=KEY_NODE,
+        inputs={"model": model[0], "conditioning": empty[0], "latent": encoded[0], "sigmas": schedule[0]},
+    )
+    kept = Node(
+        "LatentLayersKeepSource",
+        colour=KEY_NODE,
+        inputs={"model": model[0], "trajectory": inverted[0], "mask": mask},
+    )
+    guider = Node("CFGGuider", inputs={"model": kept[0], "positive": prompt[0], "negative": empty[0], "cfg": cfg})
+    noise = Node("RandomNoise", inputs={"noise_seed": 1})
+    sampler = Node("KSamplerSelect", inputs={"sampler_name": "euler"})
+    sampled = Node(
+        "SamplerCustomAdvanced",
+        inputs={
+            "noise": noise[0], "guider": guider[0], "sampler": sampler[0], "sigmas": schedule[0],
+            "latent_image": encoded[0],
+        },
+    )  # fmt: skip
+    decoded = Node("VAEDecode", inputs={"samples": sampled[0], "vae": model[2]})
+    result = Node(
+        "ImageCompositeMasked",
+        "Only the masked area",
+        inputs={
+            "destination": image, "source": decoded[0], "x": 0, "y": 0, "resize_source": False, "mask": mask,
+        },
+    )  # fmt: skip
+    groups = [
+        Group(f"{number}  Noise", YELLOW, "## The picture's own way to noise", 60, [[empty, encoded, schedule, inverted]]),
+        Group(f"{number + 1}  Edit", PURPLE, note, 190, [[prompt, kept, guider, noise]], width=340),
+        Group(f"{number + 2}  Sample", RED, "## From noise to the picture", 60, [[sampler, sampled, decoded, result]]),
+    ]
+    return groups, result[0]
+
+
+def edit_by_words(toy: bool):
+    """A text changes an object; where it is, the model finds out."""
+
+    def draw(info: Info) -> Drawing:
+        title = "Try me: edit by words" if toy else "Edit by words"
+        model, picture, start, _ = _start(toy, seed=WORDS_SEED, objects=1)
+        empty = _text(model[1], "", "Nothing to avoid")
+        text = Node(
+            "PrimitiveStringMultiline", "What it should show", 120, {"value": WORDS_TEXT if toy else "a dog on the grass"}
+        )
+        encoded = Node("VAEEncode", inputs={"pixels": picture[0], "vae": model[2]})
+        found = Node(
+            "LatentLayersInstantAttentionMask",
+            height=560,
+            colour=KEY_NODE,
+            inputs={
+                "model": model[0], "clip": model[1], "text": text[0], "latent": encoded[0], "negative": empty[0],
+                "seed": 0, "cfg": 3.0 if toy else 7.5,
+            },
+        )  # fmt: skip
+        roles = Node("PreviewAny", "Roles of the words", 140, {"source": found[3]})
+        mask = grown_mask(found[0], 8 if toy else 16)
+        shown = Node("MaskToImage", inputs={"mask": mask[0]})
+        middle, result = fill_groups(3, model, picture[0], mask[0], text[0], 3.0 if toy else 7.5)
+        note = WORDS.format(title=title, first=PICTURE_TOY if toy else PICTURE_REAL)
+        groups = [
+            Group("1  Picture", BLUE, note, 330, [start], width=340),
+            Group(
+                "2  Mask", GREEN, "## Where the words look", 60,
+                [[text, empty, encoded, found], [roles, mask, shown, preview("Mask", shown[0])]], width=340,
+            ),
+            *middle,
+            Group("6  Result", GREY, RESULT, 130, [[saved(result, "latent_layers/by_words")]], width=340),
+        ]  # fmt: skip
+        return Drawing(info, groups)
+
+    return draw
+
+
+def remove_decorations(toy: bool):
+    """What a word names is found in the picture and removed."""
+
+    def draw(info: Info) -> Drawing:
+        title = "Try me: remove what a word names" if toy else "Remove decorations by words"
+        model, picture, start, _ = _start(toy, seed=DECORATION_SEED, objects=3)
+        empty = _text(model[1], "", "Empty prompt")
+        encoded = Node("VAEEncode", "Encode to read", inputs={"pixels": picture[0], "vae": model[2]})
+        schedule = Node(
+            "BasicScheduler", "Schedule to read",
+            inputs={"model": model[0], "scheduler": SCHEDULER, "steps": STEPS, "denoise": 1.0},
+        )  # fmt: skip
+        inverted = Node(
+            "LatentLayersInvert",
+            colour=KEY_NODE,
+            inputs={"model": model[0], "conditioning": empty[0], "latent": encoded[0], "sigmas": schedule[0]},
+        )
+        text: Any = picture[3] if toy else "a dress with embroidered flowers"
+        found = Node(
+            "LatentLayersWordMask",
+            height=420,
+            colour=KEY_NODE,
+            inputs={
+                "model": model[0], "clip": model[1], "trajectory": inverted[0], "text": text,
+                "words": DECORATION_WORDS if toy else "flowers",
+            },
+        )  # fmt: skip
+        mask = grown_mask(found[0], 5 if toy else 20)
+        shown = Node("MaskToImage", inputs={"mask": mask[0]})
+        middle, result = remove_object_groups(model[0], model[1], model[2], picture[0], mask[0])
+        note = DECORATIONS.format(title=title, first=PICTURE_TOY if toy else PICTURE_REAL)
+        groups = [
+            Group("1  Picture", BLUE, note, 330, [start], width=340),
+            Group(
+                "2  Mask", GREEN, "## Where the words are", 60,
+                [[empty, encoded, schedule, inverted], [found, mask, shown, preview("Mask", shown[0])]], width=340,
+            ),
+            *middle,
+            Group("6  Result", GREY, RESULT, 130, [[saved(result, "latent_layers/undecorated")]], width=340),
+        ]  # fmt: skip
+        return Drawing(info, groups)
+
+    return draw
+
+
+def soft_mask_edit(toy: bool):
+    """An edit whose strength follows a soft mask."""
+
+    def draw(info: Info) -> Drawing:
+        title = "Try me: a soft mask" if toy else "Soft-mask edit"
+        model, picture, start, painted = _start(toy, seed=SOFT_SEED, objects=2)
+        soft = Node("LatentLayersSoftMask", colour=KEY_NODE, inputs={"mask": painted})
+        shown = Node("MaskToImage", inputs={"mask": soft[0]})
+        text = SOFT_TEXT if toy else "a wooden house in the snow"
+        middle, result = fill_groups(3, model, picture[0], soft[0], text, 3.0 if toy else 7.5)
+        note = SOFT.format(title=title, first=PICTURE_TOY if toy else PAINTED_REAL)
+        masks = [soft, shown, preview("Mask", shown[0])]
+        if not toy:
+            masks.insert(0, painted.node)
+        groups = [
+            Group("1  Picture", BLUE, note, 330, [start], width=340),
+            Group("2  Mask", GREEN, "## How strongly each pixel may change", 60, [masks], width=340),
+            *middle,
+            Group("6  Result", GREY, RESULT, 130, [[saved(result, "latent_layers/soft")]], width=340),
+        ]
+        return Drawing(info, groups)
+
+    return draw
+
+
+def points_to_layers(info: Info) -> Drawing:
+    """Points make masks, masks make layers, and a layer moves."""
+    model, picture, start, _ = _start(False)
+    sam = Node("LatentLayersSamLoader", colour=KEY_NODE)
+    found = Node(
+        "LatentLayersSegmentAnything",
+        height=340,
+        colour=KEY_NODE,
+        inputs={"sam": sam[0], "image": picture[0], "positive": "512, 512"},
+    )
+    layer = Node(
+        "LatentLayersAddLayer", colour=KEY_NODE, inputs={"mask": found[0], "name": "object", "moves": "20%, 0"}
+    )
+    text = _text(model[1], "", "Empty prompt")
+    edit = Node(
+        "LatentLayersLayeredEdit",
+        height=640,
+        colour=KEY_NODE,
+        inputs={
+            "model": model[0], "vae": model[2], "conditioning": text[0], "image": picture[0], "layers": layer[0],
+        },
+    )  # fmt: skip
+    groups = [
+        Group("1  Picture", BLUE, SAM.format(title="Points to layers"), 260, [start], width=340),
+        Group(
+            "2  Mask", GREEN, "## Cut the object out by a point", 60,
+            [[sam, found, preview("What was found", found[2])]], width=340,
+        ),
+        Group("3  Layer", PURPLE, "## Say what becomes of it", 60, [[layer, text, edit]], width=340),
+        Group("4  Result", GREY, RESULT, 130, [[saved(edit[0], "latent_layers/points")]], width=340),
+    ]  # fmt: skip
+    return Drawing(info, groups)
+
+
+def best_of_four(toy: bool):
+    """Four seeds, ranked."""
+
+    def draw(info: Info) -> Drawing:
+        title = "Try me: best of four" if toy else "Best of four"
+        model, picture, start, painted = _start(toy, seed=BEST_SEED, objects=2)
+        mask = grown_mask(painted, 5 if toy else 20)
+        empty = _text(model[1], "", "Empty prompt")
+        prompt = _text(model[1], BEST_TEXT if toy else "a wooden house in the snow", "Edit prompt")
+        encoded = Node("VAEEncode", inputs={"pixels": picture[0], "vae": model[2]})
+        masked = Node("SetLatentNoiseMask", inputs={"samples": encoded[0], "mask": mask[0]})
+        four = Node("RepeatLatentBatch", inputs={"samples": masked[0], "amount": 4})
+        sampled = Node(
+            "KSampler",
+            inputs={
+                "model": model[0], "positive": prompt[0], "negative": empty[0], "latent_image": four[0], "seed": 1,
+                "steps": 30, "cfg": 3.0 if toy else 7.0, "sampler_name": "dpmpp_2m", "scheduler": SCHEDULER,
+                "denoise": 1.0,
+            },
+        )  # fmt: skip
+        decoded = Node("VAEDecode", inputs={"samples": sampled[0], "vae": model[2]})
+        repeated = Node("RepeatImageBatch", inputs={"image": picture[0], "amount": 4})
+        pasted = Node(
+            "ImageCompositeMasked",
+            "Only the masked area",
+            inputs={
+                "destination": repeated[0], "source": decoded[0], "x": 0, "y": 0, "resize_source": False,
+                "mask": mask[0],
+            },
+        )  # fmt: skip
+        best = Node(
+            "LatentLayersBestOf",
+            height=420,
+            colour=KEY_NODE,
+            inputs={"candidates": pasted[0], "source": picture[0], "keep": 1},
+        )
+        ranking = Node("PreviewAny", "Ranking", 140, {"source": best[2]})
+        note = BEST.format(title=title, first=PICTURE_TOY if toy else PAINTED_REAL)
+        masks = [mask] if toy else [painted.node, mask]
+        groups = [
+            Group("1  Picture", BLUE, note, 330, [start], width=340),
+            Group("2  Four tries", PURPLE, "## The same edit with four seeds", 60,
+                  [[*masks, empty, prompt, encoded, masked], [four, sampled, decoded, repeated, pasted]], width=340),
+            Group("3  Choose", GREEN, "## All of them with their scores", 60,
+                  [[best, ranking, preview("All", best[3])]], width=380),
+            Group("4  Result", GREY, RESULT, 130, [[saved(best[0], "latent_layers/best")]], width=340),
+        ]  # fmt: skip
+        return Drawing(info, groups)
+
+    return draw

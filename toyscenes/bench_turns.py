@@ -1,0 +1,169 @@
+"""Many turns of editing, and soft masks: what drifts where nothing was to change, and how strength follows a mask."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..attention.host import apply_keep_source
+from ..masks.threshold import threshold_changes
+from .pipeline import Toy, images, mean
+from .scenes import COLOURS, SHAPES, Scene, random_scene
+from .text_run import fresh_start, guided
+
+TURNS = 10
+SCENES = 8  # of the seeds, in one batch
+COLUMNS, ROWS = 4, 3  # places for edits
+PLACE = (48, 64)  # width and height in pixels
+_STREAM, _RAMP = 9, 10  # keep these draws apart from other tasks' of the same seed
+
+Turn = Callable[[Tensor, int], Tensor]  # pictures and number of the turn -> new pictures
+
+
+def places(width: int, height: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of the places: apart from each other, their borders on latent cells."""
+    result = []
+    for row in range(ROWS):
+        for column in range(COLUMNS):
+            left = round(((column + 0.5) * width / COLUMNS - PLACE[0] / 2) / 8) * 8
+            top = round(((row + 0.5) * height / ROWS - PLACE[1] / 2) / 8) * 8
+            result.append((slice(top, top + PLACE[1]), slice(left, left + PLACE[0])))
+    return result
+
+
+def conversation(scene: Scene, seed: int) -> list[tuple[Tensor, str]]:
+    """Masks (H, W) and prompts of a seed's turns: each asks for an object in a place that had no turn yet."""
+    rng = np.random.default_rng([_STREAM, seed])
+    result = []
+    for place in rng.permutation(ROWS * COLUMNS)[:TURNS]:
+        mask = torch.zeros(scene.height, scene.width)
+        mask[places(scene.width, scene.height)[place]] = 1
+        colour, shape = (str(rng.choice(names)) for names in (list(COLOURS), SHAPES))
+        article = "an" if colour[0] in "aeiou" else "a"
+        result.append((mask, f"{article} {colour} {shape} on a {scene.background.kind} background"))
+    return result
+
+
+def take_turns(start: Tensor, turn: Turn, threshold: bool, round_trip: Turn | None = None) -> tuple[Tensor, Tensor]:
+    """Ten turns from some pictures, IMAGE (B, H, W, 3), each from the last one's result: the first and the last.
+
+    With `round_trip` the threshold measures from what that makes of the last turn.
+
+    What is handed on has 8 bits, as in a picture's file: otherwise hardly a pixel would ever
+    stay the same without the threshold.
+    """
+    results = [start]
+    for number in range(TURNS):
+        new = _eight_bits(turn(results[-1], number))
+        if threshold:
+            reference = None if round_trip is None else _eight_bits(round_trip(results[-1], number))
+            new = threshold_changes(results[-1], new, reference=reference).image
+        results.append(new)
+    return results[1], results[-1]
+
+
+def _eight_bits(pictures: Tensor) -> Tensor:
+    return (pictures.clamp(0, 1) * 255).round() / 255
+
+
+def turns(toy: Toy, seeds: Sequence[int], cfg: float) -> dict:
+    """Drift outside all edited places after ten edits, and after ten round trips through the autoencoder.
+
+    Since the first trip through an autoencoder changes a picture more than all later ones, the
+    last turn is compared with the source and with the first turn.
+    """
+    seeds = seeds[:SCENES]
+    scenes = [random_scene(seed, objects=(1, 3)) for seed in seeds]
+    talks = [conversation(scene, seed) for scene, seed in zip(scenes, seeds, strict=True)]
+    start = images(scenes)
+    untouched = torch.stack([torch.stack([mask for mask, _ in talk]).amax(0) for talk in talks]) == 0
+
+    def edit(pictures: Tensor, number: int) -> Tensor:
+        masks = torch.stack([talk[number][0] for talk in talks])
+        source = toy.invert(toy.encode(pictures))
+        keep = apply_keep_source(toy.model, source, masks)
+        noisy = fresh_start(source, masks, [seed + number for seed in seeds])
+        return toy.decode(guided(toy, keep, noisy, source.sigmas, [talk[number][1] for talk in talks], cfg))
+
+    def round_trip(pictures: Tensor, number: int) -> Tensor:
+        return toy.decode(toy.encode(pictures))
+
+    figures: dict = {"turns": TURNS, "turn_scenes": len(seeds)}
+    for key, turn in (("drift", edit), ("vae_drift", round_trip)):
+        for way, threshold, reference in (("", True, round_trip), ("_alone", True, None), ("_plain", False, None)):
+            first, last = take_turns(start, turn, threshold, reference)
+            figures[f"{key}_free_pixels{way}"] = unchanged(start, last, untouched)
+            figures[f"{key}_free_pixels_since_first{way}"] = unchanged(first, last, untouched)
+            figures[f"{key}_mean{way}"] = round(float((last - start).abs().sum(-1)[untouched].mean()), 5)
+    return figures
+
+
+def unchanged(before: Tensor, after: Tensor, where: Tensor) -> float:
+    """Share of pixels that are the same bit for bit, IMAGEs (B, H, W, 3) within bool (B, H, W), mean over pictures."""
+    same = (before == after).all(-1)
+    return mean(float(s[w].float().mean()) for s, w in zip(same, where, strict=True))
+
+
+def ramp(toy: Toy, seeds: Sequence[int], cfg: float) -> dict:
+    """How the strength of an edit follows a mask that grows evenly from left (0) to right (1).
+
+    The scene is edited into another one, everywhere, once under the ramp and once under no
+    mask. Strength is how far, of the way to the second, the first has gone from the source:
+    the least-squares share of each column of latent cells, averaged over the scenes.
+    """
+    seeds = seeds[:SCENES]
+    scenes = [random_scene(seed, objects=(1, 3)) for seed in seeds]
+    others = [random_scene(int(np.random.default_rng([_RAMP, seed]).integers(2**31)), objects=(1, 3)) for seed in seeds]
+    # of the same kind, so that what is asked for can grow out of the source
+    prompts = [
+        replace(other, background=replace(other.background, kind=scene.background.kind)).caption()
+        for scene, other in zip(scenes, others, strict=True)
+    ]
+    sources = images(scenes)
+    latents = toy.encode(sources)
+    source = toy.invert(latents)
+    width = sources.shape[2]
+    masks = torch.linspace(0, 1, width).expand(len(seeds), sources.shape[1], width)
+    start = fresh_start(source, torch.ones_like(masks), seeds)
+    whole = toy.decode(guided(toy, toy.model, start, source.sigmas, prompts, cfg))
+    keep = apply_keep_source(toy.model, source, masks)
+    soft = toy.decode(guided(toy, keep, start, source.sigmas, prompts, cfg))
+    reachable = toy.decode(latents)  # what no edit at all decodes to
+    profile = strength(reachable, whole, soft)
+    steps = masks[0, 0].reshape(-1, 8).mean(1)
+    return {
+        "ramp_correlation": round(float(np.corrcoef(profile.numpy(), steps.numpy())[0, 1]), 3),
+        "ramp_profile": [round(float(share), 3) for share in profile],
+        "ramp_scenes": len(seeds),
+    }
+
+
+def strength(sources: Tensor, edits: Tensor, between: Tensor, cell: int = 8) -> Tensor:
+    """Share of the way from sources to edits that pictures have gone, (W / cell), all IMAGE (B, H, W, 3).
+
+    The least-squares share of each column of `cell` pixels, over all pictures.
+    """
+    whole, part = (
+        (pictures - sources).unflatten(2, (-1, cell)).movedim(2, 0).flatten(1).double() for pictures in (edits, between)
+    )
+    return (whole * part).sum(1) / (whole * whole).sum(1).clamp(min=1e-12)
+
+
+def turns_table(figures: dict) -> list[str]:
+    """The figures for people."""
+    lines = [
+        f"{figures['turns']} turns on {figures['turn_scenes']} scenes, each edit in another place. Pixels outside all "
+        "of these places that the last turn has left bit for bit as they were in the source, and as they were after "
+        "the first turn, when they had been through the autoencoder once; mean change from the source (sum over red, "
+        "green and blue):",
+        "",
+        "| | as in the source | as after the first turn | mean change |",
+        "|---|---|---|---|",
+    ]
+    for name, key in (("edits", "drift"), ("round trips through the autoencoder alone", "vae_drift")):
+        for what, way in (("with Change Threshold", ""), ("without", "_plain")):
+            shares = [f"{figures[f'{key}_free_pixels{since}{way}']:.1%}" for since in ("", "_since_first")]
+            lines.append(f"| {name}, {what} | {' | '.join(shares)} | {figures[f'{key}_mean{way}']:.4f} |")
+    return [*lines, "", f"Edit strength under a ramp mask: correlation {figures['ramp_correlation']:.2f}."]
