@@ -11,10 +11,12 @@ import demo
 import graph_file
 import host_client
 import numpy as np
+import pack
 import pytest
 import run_tests
 import sheet
 import terminal
+import tomllib
 
 # run_tests
 
@@ -253,3 +255,10 @@ def test_a_sheet_shows_every_picture_unchanged(outcome, tmp_path):
             assert (drawn[top : top + 4, left : left + 6] == outcome.images[role]).all()
     assert (drawn[: sheet.GAP] == sheet.BACKGROUND).all()
     assert (drawn != sheet.BACKGROUND).any(axis=2)[sheet.GAP : sheet.GAP + line].any()  # a caption is there
+
+
+def test_what_the_pack_needs_is_said_the_same_twice():
+    """ComfyUI's manager installs requirements.txt, the registry reads pyproject.toml."""
+    listed = tomllib.loads((pack.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    lines = (pack.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not line.startswith("#")] == listed
