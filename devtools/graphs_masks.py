@@ -90,7 +90,24 @@ BEST = """# {title}
 Four seeds try the same edit. **Best Of** ranks them by how well they keep what was not meant to change; with *clip* \
 and *clip_vision* connected and a *text*, also by how well they show what the text says."""
 
-TURN_PLACES = (1, 2, 3)
+# What the toy graphs show: scenes and texts that make clear pictures.
+WORDS_SEED, WORDS_TEXT = 7, "a red circle on a plain background"
+DECORATION_SEED, DECORATION_WORDS = 21, "star"
+SOFT_SEED, SOFT_TEXT = 7, "a red circle on a plain background"
+BEST_SEED, BEST_TEXT = 7, "a red circle on a plain background"
+
+TEN_PLACES = (
+    (20, 20),
+    (100, 20),
+    (180, 20),
+    (20, 96),
+    (180, 96),
+    (100, 96),
+    (20, 176),
+    (100, 176),
+    (180, 176),
+    (60, 60),
+)
 
 
 def _start(toy: bool, seed: int = 7, objects: int = 2) -> tuple[Node, Node, list[Node], Port]:
@@ -149,7 +166,9 @@ def fill_groups(
         },
     )  # fmt: skip
     groups = [
-        Group(f"{number}  Noise", YELLOW, "## The picture's own way to noise", 60, [[empty, encoded, schedule, inverted]]),
+        Group(
+            f"{number}  Noise", YELLOW, "## The picture's own way to noise", 60, [[empty, encoded, schedule, inverted]]
+        ),
         Group(f"{number + 1}  Edit", PURPLE, note, 190, [[prompt, kept, guider, noise]], width=340),
         Group(f"{number + 2}  Sample", RED, "## From noise to the picture", 60, [[sampler, sampled, decoded, result]]),
     ]
@@ -164,7 +183,10 @@ def edit_by_words(toy: bool):
         model, picture, start, _ = _start(toy, seed=WORDS_SEED, objects=1)
         empty = _text(model[1], "", "Nothing to avoid")
         text = Node(
-            "PrimitiveStringMultiline", "What it should show", 120, {"value": WORDS_TEXT if toy else "a dog on the grass"}
+            "PrimitiveStringMultiline",
+            "What it should show",
+            120,
+            {"value": WORDS_TEXT if toy else "a dog on the grass"},
         )
         encoded = Node("VAEEncode", inputs={"pixels": picture[0], "vae": model[2]})
         found = Node(
@@ -349,3 +371,80 @@ def best_of_four(toy: bool):
         return Drawing(info, groups)
 
     return draw
+
+
+def turn(number: int, model: Node, before: Port, text: str, place: tuple[int, int], toy: bool) -> tuple[Group, Port]:
+    """One turn: an area of the last picture is drawn anew, and only what has changed is taken over."""
+    unit = 1 if toy else 4
+    black = Node("SolidMask", "Black", inputs={"value": 0.0, "width": 256 * unit, "height": 256 * unit})
+    white = Node("SolidMask", "White", inputs={"value": 1.0, "width": 64 * unit, "height": 64 * unit})
+    mask = Node(
+        "MaskComposite", "Where",
+        inputs={
+            "destination": black[0], "source": white[0], "x": place[0] * unit, "y": place[1] * unit, "operation": "add",
+        },
+    )  # fmt: skip
+    prompt = _text(model[1], text, "What is to be there")
+    empty = _text(model[1], "", "Nothing to avoid")
+    encoded = Node("VAEEncode", inputs={"pixels": before, "vae": model[2]})
+    masked = Node("SetLatentNoiseMask", inputs={"samples": encoded[0], "mask": mask[0]})
+    sampled = Node(
+        "KSampler",
+        inputs={
+            "model": model[0], "positive": prompt[0], "negative": empty[0], "latent_image": masked[0], "seed": number,
+            "steps": 20, "cfg": 3.0 if toy else 7.0, "sampler_name": "dpmpp_2m", "scheduler": SCHEDULER, "denoise": 1.0,
+        },
+    )  # fmt: skip
+    decoded = Node("VAEDecode", inputs={"samples": sampled[0], "vae": model[2]})
+    round_trip = Node("VAEDecode", "Round trip", inputs={"samples": encoded[0], "vae": model[2]})
+    taken = Node(
+        "LatentLayersChangeThreshold",
+        colour=KEY_NODE,
+        inputs={"previous": before, "new": decoded[0], "reference": round_trip[0]},
+    )
+    nodes = [[black, white, mask, prompt, empty, encoded], [masked, sampled, decoded, round_trip, taken]]
+    return Group(f"Turn {number}", PURPLE, f"## Turn {number}", 60, nodes), taken[0]
+
+
+def ten_turns(toy: bool):
+    """Ten edits, each of the last one's result."""
+
+    def draw(info: Info) -> Drawing:
+        title = "Try me: ten turns" if toy else "Ten turns"
+        model, picture, start, _ = _start(toy, seed=TURNS_SEED, objects=1)
+        groups, now = [], picture[0]
+        for number, place in enumerate(TEN_PLACES, 1):
+            text = TOY_TURNS[(number - 1) % len(TOY_TURNS)] if toy else "flowers"
+            group, now = turn(number, model, now, text, place, toy)
+            groups.append(group)
+        note = TURNS.format(title=title, first=PICTURE_TOY if toy else PICTURE_REAL)
+        return Drawing(
+            info,
+            [
+                Group("Picture", BLUE, note, 330, [start], width=340),
+                *groups,
+                Group("Result", GREY, RESULT, 130, [[saved(now, "latent_layers/turns")]], width=340),
+            ],
+        )
+
+    return draw
+
+
+TURNS_SEED = 7
+TOY_TURNS = tuple(
+    f"a {thing} on a plain background" for thing in ("red star", "blue ring", "green heart", "purple cross")
+)
+
+GRAPHS = {
+    "try_me_edit_by_words": edit_by_words(True),
+    "edit_by_words": edit_by_words(False),
+    "try_me_remove_decorations": remove_decorations(True),
+    "remove_decorations": remove_decorations(False),
+    "try_me_soft_mask": soft_mask_edit(True),
+    "soft_mask": soft_mask_edit(False),
+    "points_to_layers": points_to_layers,
+    "try_me_ten_turns": ten_turns(True),
+    "ten_turns": ten_turns(False),
+    "try_me_best_of_four": best_of_four(True),
+    "best_of_four": best_of_four(False),
+}

@@ -9,6 +9,7 @@ away when the weights are written.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -30,7 +31,8 @@ class ShapeHeads(nn.Module):
         self.fine = nn.Conv2d(base * levels[1], len(SHAPES) + 1, 1)
         self.features: dict[str, Tensor] = {}
         # the host runs the blocks' layers one by one, so a hook on a block would never be called
-        for name, block in (("coarse", unet.middle_block), ("fine", unet.output_blocks[2])):
+        blocks: dict[str, Any] = {"coarse": unet.middle_block, "fine": unet.output_blocks[2]}
+        for name, block in blocks.items():
             block[-1].register_forward_hook(lambda _, __, output, name=name: self.features.__setitem__(name, output))
 
     def loss(self, shares: Tensor) -> Tensor:

@@ -171,7 +171,7 @@ def test_the_second_task_names_what_each_cell_shows():
 def test_the_second_task_teaches_the_unet_and_can_wait(vocabulary):
     """Its gradient reaches the encoder, and the loss is a plain cross-entropy of both levels."""
     torch.manual_seed(0)
-    model = training.Trainee(len(vocabulary))
+    model: Any = training.Trainee(len(vocabulary))
     _, ids, shares = (part[None] for part in Pictures(1, vocabulary, 0.0)[0])
     _, hint = model(torch.randn(1, 8, 32, 32), torch.tensor([500.0]), ids, shares)
     uniform = 2 * math.log(len(SHAPES) + 1)
