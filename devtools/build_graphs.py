@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import graphs_layers
+import graphs_masks
 import graphs_removal
 import graphs_steps
+import graphs_turns
 from draw_graphs import Info
 from host_client import Client
 from host_server import HostServer, temporary_server
@@ -26,7 +28,13 @@ from PIL import Image
 HERE = ROOT / "workflows"
 TOY = "try_me_"  # the name of a graph that runs anywhere begins so; a checkpoint's has the same name without
 
-GRAPHS = {**graphs_removal.GRAPHS, **graphs_layers.GRAPHS, **graphs_steps.GRAPHS}
+GRAPHS = {
+    **graphs_removal.GRAPHS,
+    **graphs_layers.GRAPHS,
+    **graphs_steps.GRAPHS,
+    **graphs_masks.GRAPHS,
+    **graphs_turns.GRAPHS,
+}
 
 
 def files(info: Info) -> dict[Path, str]:

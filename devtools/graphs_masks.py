@@ -74,43 +74,13 @@ SAM = """# {title}
 2. **Load Checkpoint:** an SDXL checkpoint. **Load Image:** your picture.
 3. *positive*: a point on the object, in pixels of the scaled picture. Press **Run**."""
 
-TURNS = """# {title}
-
-{first}
-
-Each turn goes on from the last. A turn through the model shifts every pixel a little; after ten, that is a \
-different picture. **Change Threshold** takes only what was really changed and keeps every other pixel, bit for bit.
-
-**Change:** *alpha* down when a soft change is lost, up when noise comes through."""
-
-BEST = """# {title}
-
-{first}
-
-Four seeds try the same edit. **Best Of** ranks them by how well they keep what was not meant to change; with *clip* \
-and *clip_vision* connected and a *text*, also by how well they show what the text says."""
-
 # What the toy graphs show: scenes and texts that make clear pictures.
-WORDS_SEED, WORDS_TEXT = 7, "a red circle on a plain background"
-DECORATION_SEED, DECORATION_WORDS = 21, "star"
-SOFT_SEED, SOFT_TEXT = 7, "a red circle on a plain background"
-BEST_SEED, BEST_TEXT = 7, "a red circle on a plain background"
-
-TEN_PLACES = (
-    (20, 20),
-    (100, 20),
-    (180, 20),
-    (20, 96),
-    (180, 96),
-    (100, 96),
-    (20, 176),
-    (100, 176),
-    (180, 176),
-    (60, 60),
-)
+WORDS_SEED, WORDS_TEXT = 5, "a red star on a dotted background"
+DECORATION_SEED, DECORATION_WORDS = 13, "star"
+SOFT_SEED, SOFT_TEXT = 11, "a red heart on a plain background"
 
 
-def _start(toy: bool, seed: int = 7, objects: int = 2) -> tuple[Node, Node, list[Node], Port]:
+def start_nodes(toy: bool, seed: int = 7, objects: int = 2) -> tuple[Node, Node, list[Node], Port]:
     """Model, picture node (its first output is the IMAGE), what to show of them, and a mask."""
     if toy:
         model = Node("LatentLayersToyModel", colour=KEY_NODE)
@@ -123,7 +93,8 @@ def _start(toy: bool, seed: int = 7, objects: int = 2) -> tuple[Node, Node, list
     return model, picture, [model, loaded, picture], resized[0]
 
 
-def _text(clip: Port, text: str, title: str) -> Node:
+def text_node(clip: Port, text: str, title: str) -> Node:
+    """A prompt."""
     return Node("CLIPTextEncode", title, height=110, inputs={"clip": clip, "text": text})
 
 
@@ -131,7 +102,7 @@ def fill_groups(
     number: int, model: Node, image: Port, mask: Port, text: Port | str, cfg: float, note: str = SECOND
 ) -> tuple[list[Group], Port]:
     """Inside the mask a new picture from noise by a text; outside the source: groups, and the result's port."""
-    empty = _text(model[1], "", "Empty prompt")
+    empty = text_node(model[1], "", "Empty prompt")
     prompt = Node("CLIPTextEncode", "Edit prompt", height=110, inputs={"clip": model[1], "text": text})
     encoded = Node("VAEEncode", inputs={"pixels": image, "vae": model[2]})
     schedule = Node(
@@ -180,8 +151,8 @@ def edit_by_words(toy: bool):
 
     def draw(info: Info) -> Drawing:
         title = "Try me: edit by words" if toy else "Edit by words"
-        model, picture, start, _ = _start(toy, seed=WORDS_SEED, objects=1)
-        empty = _text(model[1], "", "Nothing to avoid")
+        model, picture, start, _ = start_nodes(toy, seed=WORDS_SEED, objects=1)
+        empty = text_node(model[1], "", "Nothing to avoid")
         text = Node(
             "PrimitiveStringMultiline",
             "What it should show",
@@ -222,8 +193,8 @@ def remove_decorations(toy: bool):
 
     def draw(info: Info) -> Drawing:
         title = "Try me: remove what a word names" if toy else "Remove decorations by words"
-        model, picture, start, _ = _start(toy, seed=DECORATION_SEED, objects=3)
-        empty = _text(model[1], "", "Empty prompt")
+        model, picture, start, _ = start_nodes(toy, seed=DECORATION_SEED, objects=3)
+        empty = text_node(model[1], "", "Empty prompt")
         encoded = Node("VAEEncode", "Encode to read", inputs={"pixels": picture[0], "vae": model[2]})
         schedule = Node(
             "BasicScheduler", "Schedule to read",
@@ -267,7 +238,7 @@ def soft_mask_edit(toy: bool):
 
     def draw(info: Info) -> Drawing:
         title = "Try me: a soft mask" if toy else "Soft-mask edit"
-        model, picture, start, painted = _start(toy, seed=SOFT_SEED, objects=2)
+        model, picture, start, painted = start_nodes(toy, seed=SOFT_SEED, objects=1)
         soft = Node("LatentLayersSoftMask", colour=KEY_NODE, inputs={"mask": painted})
         shown = Node("MaskToImage", inputs={"mask": soft[0]})
         text = SOFT_TEXT if toy else "a wooden house in the snow"
@@ -289,7 +260,7 @@ def soft_mask_edit(toy: bool):
 
 def points_to_layers(info: Info) -> Drawing:
     """Points make masks, masks make layers, and a layer moves."""
-    model, picture, start, _ = _start(False)
+    model, picture, start, _ = start_nodes(False)
     sam = Node("LatentLayersSamLoader", colour=KEY_NODE)
     found = Node(
         "LatentLayersSegmentAnything",
@@ -300,7 +271,7 @@ def points_to_layers(info: Info) -> Drawing:
     layer = Node(
         "LatentLayersAddLayer", colour=KEY_NODE, inputs={"mask": found[0], "name": "object", "moves": "20%, 0"}
     )
-    text = _text(model[1], "", "Empty prompt")
+    text = text_node(model[1], "", "Empty prompt")
     edit = Node(
         "LatentLayersLayeredEdit",
         height=640,
@@ -321,120 +292,6 @@ def points_to_layers(info: Info) -> Drawing:
     return Drawing(info, groups)
 
 
-def best_of_four(toy: bool):
-    """Four seeds, ranked."""
-
-    def draw(info: Info) -> Drawing:
-        title = "Try me: best of four" if toy else "Best of four"
-        model, picture, start, painted = _start(toy, seed=BEST_SEED, objects=2)
-        mask = grown_mask(painted, 5 if toy else 20)
-        empty = _text(model[1], "", "Empty prompt")
-        prompt = _text(model[1], BEST_TEXT if toy else "a wooden house in the snow", "Edit prompt")
-        encoded = Node("VAEEncode", inputs={"pixels": picture[0], "vae": model[2]})
-        masked = Node("SetLatentNoiseMask", inputs={"samples": encoded[0], "mask": mask[0]})
-        four = Node("RepeatLatentBatch", inputs={"samples": masked[0], "amount": 4})
-        sampled = Node(
-            "KSampler",
-            inputs={
-                "model": model[0], "positive": prompt[0], "negative": empty[0], "latent_image": four[0], "seed": 1,
-                "steps": 30, "cfg": 3.0 if toy else 7.0, "sampler_name": "dpmpp_2m", "scheduler": SCHEDULER,
-                "denoise": 1.0,
-            },
-        )  # fmt: skip
-        decoded = Node("VAEDecode", inputs={"samples": sampled[0], "vae": model[2]})
-        repeated = Node("RepeatImageBatch", inputs={"image": picture[0], "amount": 4})
-        pasted = Node(
-            "ImageCompositeMasked",
-            "Only the masked area",
-            inputs={
-                "destination": repeated[0], "source": decoded[0], "x": 0, "y": 0, "resize_source": False,
-                "mask": mask[0],
-            },
-        )  # fmt: skip
-        best = Node(
-            "LatentLayersBestOf",
-            height=420,
-            colour=KEY_NODE,
-            inputs={"candidates": pasted[0], "source": picture[0], "keep": 1},
-        )
-        ranking = Node("PreviewAny", "Ranking", 140, {"source": best[2]})
-        note = BEST.format(title=title, first=PICTURE_TOY if toy else PAINTED_REAL)
-        masks = [mask] if toy else [painted.node, mask]
-        groups = [
-            Group("1  Picture", BLUE, note, 330, [start], width=340),
-            Group("2  Four tries", PURPLE, "## The same edit with four seeds", 60,
-                  [[*masks, empty, prompt, encoded, masked], [four, sampled, decoded, repeated, pasted]], width=340),
-            Group("3  Choose", GREEN, "## All of them with their scores", 60,
-                  [[best, ranking, preview("All", best[3])]], width=380),
-            Group("4  Result", GREY, RESULT, 130, [[saved(best[0], "latent_layers/best")]], width=340),
-        ]  # fmt: skip
-        return Drawing(info, groups)
-
-    return draw
-
-
-def turn(number: int, model: Node, before: Port, text: str, place: tuple[int, int], toy: bool) -> tuple[Group, Port]:
-    """One turn: an area of the last picture is drawn anew, and only what has changed is taken over."""
-    unit = 1 if toy else 4
-    black = Node("SolidMask", "Black", inputs={"value": 0.0, "width": 256 * unit, "height": 256 * unit})
-    white = Node("SolidMask", "White", inputs={"value": 1.0, "width": 64 * unit, "height": 64 * unit})
-    mask = Node(
-        "MaskComposite", "Where",
-        inputs={
-            "destination": black[0], "source": white[0], "x": place[0] * unit, "y": place[1] * unit, "operation": "add",
-        },
-    )  # fmt: skip
-    prompt = _text(model[1], text, "What is to be there")
-    empty = _text(model[1], "", "Nothing to avoid")
-    encoded = Node("VAEEncode", inputs={"pixels": before, "vae": model[2]})
-    masked = Node("SetLatentNoiseMask", inputs={"samples": encoded[0], "mask": mask[0]})
-    sampled = Node(
-        "KSampler",
-        inputs={
-            "model": model[0], "positive": prompt[0], "negative": empty[0], "latent_image": masked[0], "seed": number,
-            "steps": 20, "cfg": 3.0 if toy else 7.0, "sampler_name": "dpmpp_2m", "scheduler": SCHEDULER, "denoise": 1.0,
-        },
-    )  # fmt: skip
-    decoded = Node("VAEDecode", inputs={"samples": sampled[0], "vae": model[2]})
-    round_trip = Node("VAEDecode", "Round trip", inputs={"samples": encoded[0], "vae": model[2]})
-    taken = Node(
-        "LatentLayersChangeThreshold",
-        colour=KEY_NODE,
-        inputs={"previous": before, "new": decoded[0], "reference": round_trip[0]},
-    )
-    nodes = [[black, white, mask, prompt, empty, encoded], [masked, sampled, decoded, round_trip, taken]]
-    return Group(f"Turn {number}", PURPLE, f"## Turn {number}", 60, nodes), taken[0]
-
-
-def ten_turns(toy: bool):
-    """Ten edits, each of the last one's result."""
-
-    def draw(info: Info) -> Drawing:
-        title = "Try me: ten turns" if toy else "Ten turns"
-        model, picture, start, _ = _start(toy, seed=TURNS_SEED, objects=1)
-        groups, now = [], picture[0]
-        for number, place in enumerate(TEN_PLACES, 1):
-            text = TOY_TURNS[(number - 1) % len(TOY_TURNS)] if toy else "flowers"
-            group, now = turn(number, model, now, text, place, toy)
-            groups.append(group)
-        note = TURNS.format(title=title, first=PICTURE_TOY if toy else PICTURE_REAL)
-        return Drawing(
-            info,
-            [
-                Group("Picture", BLUE, note, 330, [start], width=340),
-                *groups,
-                Group("Result", GREY, RESULT, 130, [[saved(now, "latent_layers/turns")]], width=340),
-            ],
-        )
-
-    return draw
-
-
-TURNS_SEED = 7
-TOY_TURNS = tuple(
-    f"a {thing} on a plain background" for thing in ("red star", "blue ring", "green heart", "purple cross")
-)
-
 GRAPHS = {
     "try_me_edit_by_words": edit_by_words(True),
     "edit_by_words": edit_by_words(False),
@@ -443,8 +300,4 @@ GRAPHS = {
     "try_me_soft_mask": soft_mask_edit(True),
     "soft_mask": soft_mask_edit(False),
     "points_to_layers": points_to_layers,
-    "try_me_ten_turns": ten_turns(True),
-    "ten_turns": ten_turns(False),
-    "try_me_best_of_four": best_of_four(True),
-    "best_of_four": best_of_four(False),
 }
