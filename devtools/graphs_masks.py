@@ -99,9 +99,12 @@ def text_node(clip: Port, text: str, title: str) -> Node:
 
 
 def fill_groups(
-    number: int, model: Node, image: Port, mask: Port, text: Port | str, cfg: float, note: str = SECOND
+    number: int, model: Node, image: Port, mask: Port, text: Port | str, cfg: float, pasted: Port | None = None
 ) -> tuple[list[Group], Port]:
-    """Inside the mask a new picture from noise by a text; outside the source: groups, and the result's port."""
+    """Inside the mask a new picture from noise by a text; outside the source: groups, and the result's port.
+
+    `pasted` is the area that is taken from the new picture, where that is not the mask itself.
+    """
     empty = text_node(model[1], "", "Empty prompt")
     prompt = Node("CLIPTextEncode", "Edit prompt", height=110, inputs={"clip": model[1], "text": text})
     encoded = Node("VAEEncode", inputs={"pixels": image, "vae": model[2]})
@@ -133,14 +136,15 @@ def fill_groups(
         "ImageCompositeMasked",
         "Only the masked area",
         inputs={
-            "destination": image, "source": decoded[0], "x": 0, "y": 0, "resize_source": False, "mask": mask,
+            "destination": image, "source": decoded[0], "x": 0, "y": 0, "resize_source": False,
+            "mask": mask if pasted is None else pasted,
         },
     )  # fmt: skip
     groups = [
         Group(
             f"{number}  Noise", YELLOW, "## The picture's own way to noise", 60, [[empty, encoded, schedule, inverted]]
         ),
-        Group(f"{number + 1}  Edit", PURPLE, note, 190, [[prompt, kept, guider, noise]], width=340),
+        Group(f"{number + 1}  Edit", PURPLE, SECOND, 190, [[prompt, kept, guider, noise]], width=340),
         Group(f"{number + 2}  Sample", RED, "## From noise to the picture", 60, [[sampler, sampled, decoded, result]]),
     ]
     return groups, result[0]
@@ -241,10 +245,13 @@ def soft_mask_edit(toy: bool):
         model, picture, start, painted = start_nodes(toy, seed=SOFT_SEED, objects=1)
         soft = Node("LatentLayersSoftMask", colour=KEY_NODE, inputs={"mask": painted})
         shown = Node("MaskToImage", inputs={"mask": soft[0]})
+        # the greys have done their work in the sampling: pasted is all that could change
+        whole = Node("ThresholdMask", "All that may change", inputs={"mask": soft[0], "value": 0.0})
+        area = Node("MaskToImage", "Area as a picture", inputs={"mask": whole[0]})
         text = SOFT_TEXT if toy else "a wooden house in the snow"
-        middle, result = fill_groups(3, model, picture[0], soft[0], text, 3.0 if toy else 7.5)
+        middle, result = fill_groups(3, model, picture[0], soft[0], text, 3.0 if toy else 7.5, whole[0])
         note = SOFT.format(title=title, first=PICTURE_TOY if toy else PAINTED_REAL)
-        masks = [soft, shown, preview("Mask", shown[0])]
+        masks = [soft, shown, preview("Strength", shown[0]), whole, area, preview("Mask", area[0])]
         if not toy:
             masks.insert(0, painted.node)
         groups = [

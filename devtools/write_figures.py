@@ -59,8 +59,8 @@ SECTIONS = (
         "behind another one; its hidden part is not known to anybody. *Cross*: an object of a picture of another size "
         "is laid on. *Pan, zoom, zoom_far*: the same world seen 0.2 to the side, from 1.25 and 1.5 times as far away.",
         "Cut, paste and inpaint knows the object's exact pixels, which the toy's flat colours reward; what it leaves "
-        "behind is the hole. Layers keep their own pixels; *without* is what the model and the autoencoder make of all of it, "
-        "which lies nearer to the truth as the autoencoder returns it, and further from the raw one.",
+        "behind is the hole. Layers keep their own pixels; *without* is what the model and the autoencoder make of all "
+        "of it, which lies nearer to the truth as the autoencoder returns it, and further from the raw one.",
     ),
     Section(
         "fills",

@@ -56,7 +56,7 @@ class ToyScene(io.ComfyNode):
             inputs=[
                 io.Int.Input(
                     "seed",
-                    default=7,
+                    default=14,
                     min=0,
                     max=0xFFFFFFFF,
                     control_after_generate=io.ControlAfterGenerate.fixed,
