@@ -18,7 +18,6 @@ import graphs_layers
 import graphs_masks
 import graphs_removal
 import graphs_steps
-import graphs_turns
 from draw_graphs import Info
 from host_client import Client
 from host_server import HostServer, temporary_server
@@ -33,7 +32,6 @@ GRAPHS = {
     **graphs_layers.GRAPHS,
     **graphs_steps.GRAPHS,
     **graphs_masks.GRAPHS,
-    **graphs_turns.GRAPHS,
 }
 
 

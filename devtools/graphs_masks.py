@@ -37,15 +37,16 @@ WORDS = """# {title}
 {first}
 
 **Instant Attention Mask** changes the picture a little way towards the text and sees where the words look. No mask \
-is painted.
+is painted. *source_text* says what the picture shows now.
 
 **Change:** the text. *roles* shows what each word was taken for; *words* overrides it: +star, -background."""
 
 SECOND = """## Draw it again inside the mask
 
-The area is drawn from pure noise by the same text; **Keep Source** holds everything else in place, at every step.
+The area is drawn again from the picture's own noise, so that shapes stay where they were, by the text; **Keep \
+Source** holds everything else in place, at every step.
 
-**Change:** *noise_seed* for another try; *cfg*."""
+**Change:** *cfg*."""
 
 RESULT = """## The result
 
@@ -75,9 +76,9 @@ SAM = """# {title}
 3. *positive*: a point on the object, in pixels of the scaled picture. Press **Run**."""
 
 # What the toy graphs show: scenes and texts that make clear pictures.
-WORDS_SEED, WORDS_TEXT = 5, "a red star on a dotted background"
+WORDS_SEED, WORDS_TEXT = 11, "a red triangle on a plain background"
 DECORATION_SEED, DECORATION_WORDS = 13, "star"
-SOFT_SEED, SOFT_TEXT = 11, "a red heart on a plain background"
+SOFT_SEED, SOFT_TEXT = 11, "a red triangle on a plain background"
 
 
 def start_nodes(toy: bool, seed: int = 7, objects: int = 2) -> tuple[Node, Node, list[Node], Port]:
@@ -101,7 +102,7 @@ def text_node(clip: Port, text: str, title: str) -> Node:
 def fill_groups(
     number: int, model: Node, image: Port, mask: Port, text: Port | str, cfg: float, pasted: Port | None = None
 ) -> tuple[list[Group], Port]:
-    """Inside the mask a new picture from noise by a text; outside the source: groups, and the result's port.
+    """Inside the mask the picture drawn again by a text; outside the source: groups, and the result's port.
 
     `pasted` is the area that is taken from the new picture, where that is not the mask itself.
     """
@@ -122,16 +123,13 @@ def fill_groups(
         inputs={"model": model[0], "trajectory": inverted[0], "mask": mask},
     )
     guider = Node("CFGGuider", inputs={"model": kept[0], "positive": prompt[0], "negative": empty[0], "cfg": cfg})
-    noise = Node("RandomNoise", inputs={"noise_seed": 1})
     sampler = Node("KSamplerSelect", inputs={"sampler_name": "euler"})
     sampled = Node(
-        "SamplerCustomAdvanced",
-        inputs={
-            "noise": noise[0], "guider": guider[0], "sampler": sampler[0], "sigmas": schedule[0],
-            "latent_image": encoded[0],
-        },
-    )  # fmt: skip
-    decoded = Node("VAEDecode", inputs={"samples": sampled[0], "vae": model[2]})
+        "LatentLayersSample",
+        colour=KEY_NODE,
+        inputs={"guider": guider[0], "sampler": sampler[0], "sigmas": schedule[0], "trajectory": inverted[0]},
+    )
+    decoded = Node("VAEDecode", inputs={"samples": sampled[1], "vae": model[2]})
     result = Node(
         "ImageCompositeMasked",
         "Only the masked area",
@@ -144,7 +142,7 @@ def fill_groups(
         Group(
             f"{number}  Noise", YELLOW, "## The picture's own way to noise", 60, [[empty, encoded, schedule, inverted]]
         ),
-        Group(f"{number + 1}  Edit", PURPLE, SECOND, 190, [[prompt, kept, guider, noise]], width=340),
+        Group(f"{number + 1}  Edit", PURPLE, SECOND, 190, [[prompt, kept, guider]], width=340),
         Group(f"{number + 2}  Sample", RED, "## From noise to the picture", 60, [[sampler, sampled, decoded, result]]),
     ]
     return groups, result[0]
@@ -170,13 +168,13 @@ def edit_by_words(toy: bool):
             colour=KEY_NODE,
             inputs={
                 "model": model[0], "clip": model[1], "text": text[0], "latent": encoded[0], "negative": empty[0],
-                "seed": 0, "cfg": 3.0 if toy else 7.5,
+                "seeds": 3, "cfg": 7.5, "source_text": picture[3] if toy else "a cat on the grass",
             },
         )  # fmt: skip
         roles = Node("PreviewAny", "Roles of the words", 140, {"source": found[3]})
-        mask = grown_mask(found[0], 8 if toy else 16)
+        mask = grown_mask(found[0], 20 if toy else 40)
         shown = Node("MaskToImage", inputs={"mask": mask[0]})
-        middle, result = fill_groups(3, model, picture[0], mask[0], text[0], 3.0 if toy else 7.5)
+        middle, result = fill_groups(3, model, picture[0], mask[0], text[0], 7.5)
         note = WORDS.format(title=title, first=PICTURE_TOY if toy else PICTURE_REAL)
         groups = [
             Group("1  Picture", BLUE, note, 330, [start], width=340),
@@ -249,7 +247,7 @@ def soft_mask_edit(toy: bool):
         whole = Node("ThresholdMask", "All that may change", inputs={"mask": soft[0], "value": 0.0})
         area = Node("MaskToImage", "Area as a picture", inputs={"mask": whole[0]})
         text = SOFT_TEXT if toy else "a wooden house in the snow"
-        middle, result = fill_groups(3, model, picture[0], soft[0], text, 3.0 if toy else 7.5, whole[0])
+        middle, result = fill_groups(3, model, picture[0], soft[0], text, 7.5, whole[0])
         note = SOFT.format(title=title, first=PICTURE_TOY if toy else PAINTED_REAL)
         masks = [soft, shown, preview("Strength", shown[0]), whole, area, preview("Mask", area[0])]
         if not toy:

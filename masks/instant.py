@@ -11,9 +11,14 @@ Masks", AAAI 2024), section 4.2. The cross-attention of one evaluation becomes t
 4. the mean of the +1 maps less that of the -1 maps, blurred, is the refined map A_ref, and what
    exceeds phi in it is the mask M_t.
 
+Where it is known what the source shows, the words that the edit changes lead in place of
+step 2's index word: with little to tell the start token's inverse from a blank page, words
+that look nowhere often win there.
+
 Maps are (..., N, h, w): N words on a grid of any size, in float32.
 """
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -195,6 +200,25 @@ def read_roles(text: str, prompt: Prompt, who: str) -> Given:
     if len(positions) == len(prompt.words) and 1 not in positions.values():
         raise ValueError(f"{who}: words {text!r} leaves no word to make the mask of; give one a +")
     return Given(positions, tuple(sorted(leads)))
+
+
+def changed_words(prompt: Prompt, source: Prompt) -> tuple[int, ...]:
+    """Numbers of the words of an edit prompt that the source's prompt has not, or has elsewhere.
+
+    Both are read in order, so that "a red star and a blue ring" is a change of "red" and "blue"
+    from "a blue star and a red ring", although it has the same words.
+    """
+    before, after = ([word.text.lower() for word in p.words] for p in (source, prompt))
+    steps = difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    return tuple(n for kind, _, _, start, end in steps if kind != "equal" for n in range(start, end))
+
+
+def led_by(given: Given, numbers: Sequence[int]) -> Given:
+    """Roles in which some words lead, unless the user has said which do, or has given these words a role."""
+    free = [n for n in numbers if n not in given.positions]
+    if given.leads or not free:
+        return given
+    return Given({**given.positions, **dict.fromkeys(free, 1)}, tuple(free))
 
 
 class Refinement:

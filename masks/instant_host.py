@@ -33,7 +33,9 @@ from .instant import (
     Refinement,
     Role,
     Settings,
+    changed_words,
     check_threshold,
+    led_by,
     min_max,
     named_map,
     otsu,
@@ -149,6 +151,7 @@ def instant_mask(
     scheduler: str = "normal",
     strength: float = 0.5,
     words: str = "",
+    source_text: str = "",
     settings: Settings | None = None,
 ) -> InstantMask:
     """InstDiffEdit's first stage: edit a picture by a prompt, and find the mask on the way.
@@ -158,6 +161,7 @@ def instant_mask(
     seeds      pictures that are noised and denoised together; their attention is averaged
     strength   r, the share of `steps` that is noised and denoised, 0 < r < 1
     words      roles that the user gives, see `instant.read_roles`
+    source_text  what the source shows; the words in which `text` differs lead the search
 
     The UNet is evaluated as often as the plain edit would, and not once more. Raises ValueError
     for inputs that do not fit, before anything is encoded or loaded.
@@ -174,6 +178,13 @@ def instant_mask(
     _check_latent(model, latent)
     prompt = _read(clip, text, INSTANT)
     given = read_roles(words, prompt, INSTANT)
+    if source_text.strip():
+        changed = changed_words(prompt, _read(clip, source_text, INSTANT))
+        if not changed:
+            raise ValueError(
+                f"{INSTANT}: text says nothing that source_text does not; write into text what the edit should show"
+            )
+        given = led_by(given, changed)
     capture = Capture(blocks_near(model, latent.shape, INSTANT), prompt.length)
     run = InstantBlend(capture, Refinement(prompt, (latent.shape[-2], latent.shape[-1]), settings, given, INSTANT))
 

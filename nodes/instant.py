@@ -51,7 +51,7 @@ class InstantAttentionMask(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "seeds",
-                    default=3,
+                    default=1,
                     min=1,
                     max=16,
                     tooltip="Noises that are tried together; their attention is averaged, which steadies the mask. "
@@ -89,9 +89,17 @@ class InstantAttentionMask(io.ComfyNode):
                     tooltip="Roles that you give to words: +star is part of the mask, -background is not, ~red takes "
                     "no part, =circle leads the search. Commas between; other words keep the role that is found.",
                 ),
-                _part("phi", 0.2, "Threshold of the mask: higher makes it smaller. -1: automatic.", minimum=-1.0),
-                _part("lambda1", 0.9, "Words at least this similar to the leading word make the mask.", advanced=True),
-                _part("lambda2", 0.6, "Words at most this similar are taken off the mask.", advanced=True),
+                io.String.Input(
+                    "source_text",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="What the picture shows now. With it, the words that text changes lead the search, which "
+                    "finds the place far more surely.",
+                ),
+                _part("phi", 0.4, "Threshold of the mask: higher makes it smaller. -1: automatic.", minimum=-1.0),
+                _part("lambda1", 0.7, "Words at least this similar to the leading word make the mask.", advanced=True),
+                _part("lambda2", 0.3, "Words at most this similar are taken off the mask.", advanced=True),
                 io.Boolean.Input(
                     "blur", default=True, advanced=True, tooltip="Smooth the map before the threshold, as in the paper."
                 ),
@@ -109,7 +117,7 @@ class InstantAttentionMask(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "correlation",
-                    default=False,
+                    default=True,
                     advanced=True,
                     tooltip="Compare words by correlation, so that words which look nowhere (a, on) do not lead. Off: "
                     "by cosine, as in the paper.",
@@ -130,12 +138,14 @@ class InstantAttentionMask(io.ComfyNode):
     @override
     def execute(
         cls, model, clip, text, latent, negative, seed, seeds, steps, cfg, sampler_name, scheduler, strength, phi,
-        lambda1, lambda2, blur, invert_start, running_mean, correlation=False, words="",
+        lambda1, lambda2, blur, invert_start, running_mean, correlation=True, words="",
+        source_text="",
     ) -> io.NodeOutput:  # fmt: skip
         settings = Settings(lambda1, lambda2, phi, blur, invert_start, running_mean, correlation)
         found = instant_mask(
             model, clip, text, latent["samples"], negative, seed=seed, seeds=seeds, steps=steps, cfg=cfg,
-            sampler=sampler_name, scheduler=scheduler, strength=strength, words=words, settings=settings,
+            sampler=sampler_name, scheduler=scheduler, strength=strength, words=words,
+            source_text=source_text, settings=settings,
         )  # fmt: skip
         strip = found.strip()
         return io.NodeOutput(

@@ -26,7 +26,11 @@ from .word_edits import TASKS, Outcome, WordEdit, overlap, word_edit, words
 
 MARGIN = 8  # pixels around the true mask within which an edit may change something
 ABLATED = 16  # scenes on which the ablations run, from the first seed on
+ARTICLE = {"lambda1": 0.9, "lambda2": 0.6, "phi": 0.2, "correlation": False, "compares": False}
 VARIANTS: dict[str, dict[str, Any]] = {
+    "without the source's text": {"compares": False},
+    "the article's settings": ARTICLE,
+    "cosine in place of correlation": {"correlation": False},
     "start token inverted": {"invert_start": True},
     "start token not inverted": {"invert_start": False},
     "no position vector (index word alone)": {"refine": False},
@@ -62,6 +66,7 @@ class Shipped:
         return instant_mask(
             model, self.toy.clip, edit.prompt, latent, self.toy.condition(), seed=seed, sampler=given["sampler_name"],
             settings=Settings(**{f.name: given[f.name] for f in fields(Settings)}),
+            source_text=given.get("source_text") or edit.caption * given.get("compares", True),
             **{name: given[name] for name in ("seeds", "steps", "cfg", "scheduler", "strength", "words")},
         )  # fmt: skip
 
@@ -276,7 +281,7 @@ def variants(shipped: Shipped) -> dict[str, Callable[[WordEdit], dict[str, Any]]
     changed = {
         name: change
         for name, change in VARIANTS.items()
-        if any(shipped.instant[key] != value for key, value in change.items())
+        if any(shipped.instant.get(key, True) != value for key, value in change.items())
     }
     result: dict[str, Callable[[WordEdit], dict[str, Any]]] = {"as shipped": lambda edit: {}}
     result |= {name: lambda edit, change=change: change for name, change in changed.items()}

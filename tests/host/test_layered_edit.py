@@ -36,7 +36,15 @@ def client(server):
 
 def graph(moves="45, -21", layer=None, size=(256, 256), scene=None, **edit):
     """Toy Scene -> Add Layer -> Layered Edit -> Result."""
-    scene = {"seed": 21, "width": size[0], "height": size[1], "objects": 2, "object": 1, "moves": moves, **(scene or {})}
+    scene = {
+        "seed": 21,
+        "width": size[0],
+        "height": size[1],
+        "objects": 2,
+        "object": 1,
+        "moves": moves,
+        **(scene or {}),
+    }
     added = {"mask": ["scene", 1], "name": "thing", "remove": False, "moves": moves, "scale_x": 1.0, "scale_y": 1.0,
              "rotation": 0.0, "flip": "none", "order": 0, **(layer or {})}  # fmt: skip
     settings = {"steps": STEPS, "scheduler": "normal", "sampler": "euler", "harmonize": 0.2, "guidance": 7.5,

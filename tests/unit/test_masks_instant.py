@@ -335,3 +335,36 @@ def test_strip_shows_every_step_in_order():
         assert torch.allclose(red[grey], plane[grey][:, None].expand(-1, 3))
         assert (red[~grey][:, 0] > red[~grey][:, 2]).all()
     assert torch.equal(picture[0, height + 2 :, 2 * (width + 2) :], torch.full((height, width, 3), 0.25))
+
+
+def prompt_of(text):
+    words = tuple(Word(w, (n + 1,)) for n, w in enumerate(text.split()))
+    return Prompt(words, (0,), (len(words) + 1,), 77)
+
+
+@pytest.mark.parametrize(
+    ("source", "edit", "changed"),
+    [
+        ("a blue star on a wall", "a red star on a wall", ["red"]),
+        ("a blue star on a wall", "a blue letter T on a wall", ["letter", "T"]),
+        ("a blue star and a red ring", "a red star and a blue ring", ["red", "blue"]),
+        ("A Blue star", "a blue star in the snow", ["in", "the", "snow"]),
+        ("a blue star on a wall", "a star on a wall", []),
+        ("a blue star", "a blue star", []),
+    ],
+)
+def test_words_that_the_edit_changes(source, edit, changed):
+    prompt = prompt_of(edit)
+    found = instant.changed_words(prompt, prompt_of(source))
+    assert [prompt.words[n].text for n in found] == changed
+
+
+def test_changed_words_lead_unless_the_user_says_otherwise():
+    prompt = prompt_of("a red star on a wall")
+    assert instant.led_by(instant.Given(), (1,)) == instant.Given({1: 1}, (1,))
+    own = instant.read_roles("=star", prompt, "x")
+    assert instant.led_by(own, (1,)) == own
+    taken = instant.read_roles("~red", prompt, "x")
+    assert instant.led_by(taken, (1,)) == taken
+    both = instant.led_by(instant.read_roles("-wall", prompt, "x"), (1, 2))
+    assert both == instant.Given({5: -1, 1: 1, 2: 1}, (1, 2))
