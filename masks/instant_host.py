@@ -144,7 +144,7 @@ def instant_mask(
     negative: list,
     *,
     seed: int = 0,
-    seeds: int = 3,
+    seeds: int = 1,
     steps: int = 50,
     cfg: float = 7.5,
     sampler: str = "euler",

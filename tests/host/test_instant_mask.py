@@ -302,7 +302,7 @@ def test_errors_before_any_work(toy, latent, trajectory, monkeypatch):
         ({"text": " , "}, "text is an empty prompt"),
         ({"strength": 0.0}, "strength is 0; it has to be between 0 and 1"),
         ({"strength": 1.0}, "strength is 1;"),
-        ({"settings": Settings(lambda2=0.9)}, "lambda2 is 0.9 and lambda1 is 0.9"),
+        ({"settings": Settings(0.9, 0.9)}, "lambda2 is 0.9 and lambda1 is 0.9"),
         ({"settings": Settings(phi=1.0)}, "phi is 1"),
         ({"source": latent.repeat(2, 1, 1, 1)}, "latent holds 2 pictures; give one at a time"),
         ({"source": latent[:, :4]}, "latent has shape .* encode the picture with the VAE"),

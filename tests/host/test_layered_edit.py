@@ -2,6 +2,7 @@
 
 import io
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_layers_keep_their_own_pixels(server, client):
     result = client.run(graph("40, -16"))
     source, kept = picture(client, result, "source"), picture(client, result, "result")
     # at the rim colours are taken from further inside
-    solid = ndimage.binary_erosion(picture(client, result, "mask").max(2) == 1, iterations=2)
+    solid: Any = ndimage.binary_erosion(picture(client, result, "mask").max(2) == 1, iterations=2)
     there = np.roll(solid, (-16, 40), (0, 1))
     assert np.array_equal(kept[there], np.roll(source, (-16, 40), (0, 1))[there])
     position = len(server.log_text())

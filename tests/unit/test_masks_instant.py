@@ -190,7 +190,7 @@ def test_one_constant_map_among_others():
 
 def test_without_refinement_only_the_index_word_counts():
     maps = attention((9, 13))
-    refinement = Refinement(PROMPT, (17, 26), Settings(refine=False))
+    refinement = Refinement(PROMPT, (17, 26), Settings(refine=False, correlation=False))
     _, soft = refinement(torch.from_numpy(maps).float())
     index = article_positions(maps, PROMPT.words, (17, 26))[2]
     position = [int(n == index) for n in range(5)]
@@ -203,7 +203,7 @@ def test_a_word_that_looks_nowhere_does_not_lead_by_correlation():
     maps[8] = 0.02 + 0.002 * np.random.default_rng(2).uniform(-1, 1, (16, 16)) ** 5  # an even grey with specks
     maps[0] += maps[0].mean() * 0.3 * np.random.default_rng(3).uniform(size=(16, 16))
     leading = []
-    for settings in (Settings(), Settings(correlation=True)):
+    for settings in (Settings(correlation=False), Settings()):
         refinement = Refinement(PROMPT, (16, 16), settings)
         refinement(torch.from_numpy(maps).float())
         leading.append([role.word for role in refinement.roles if role.leads])
@@ -277,7 +277,7 @@ def test_roles_as_text():
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"lambda2": 0.9}, "lambda2 is 0.9 and lambda1 is 0.9"),
+        ({"lambda1": 0.9, "lambda2": 0.9}, "lambda2 is 0.9 and lambda1 is 0.9"),
         ({"lambda1": 1.5}, "lambda1 is 1.5"),
         ({"lambda2": -0.1}, "lambda2 is -0.1"),
         ({"phi": 1.0}, "phi is 1"),
