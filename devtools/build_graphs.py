@@ -25,6 +25,8 @@ from pack import ROOT
 from PIL import Image
 
 HERE = ROOT / "workflows"
+# a checkpoint's graph without a toy variant (no toy Segment Anything) is shown with one that ends alike
+LIKE = {"try_me_move_object": "points_to_layers"}
 TOY = "try_me_"  # the name of a graph that runs anywhere begins so; a checkpoint's has the same name without
 
 GRAPHS = {
@@ -79,7 +81,7 @@ def write_thumbnails(server: HostServer) -> None:
         sheet = Image.new("RGB", (sum(p.width for p in pictures), pictures[0].height))
         sheet.paste(pictures[0], (0, 0))
         sheet.paste(pictures[1], (pictures[0].width, 0))
-        for shown in {name, name.removeprefix(TOY)} & set(GRAPHS):
+        for shown in {name, name.removeprefix(TOY), LIKE.get(name)} & set(GRAPHS):
             sheet.save(HERE / f"{shown}.jpg", quality=90)
 
 
