@@ -14,7 +14,15 @@ def open_template(page, name):
     except TimeoutError:
         page.get_by_role("button", name="Templates").first.click()
     page.get_by_text("latent-layers", exact=True).first.click()
-    page.get_by_test_id(f"template-workflow-{name}").click()
+    card = page.get_by_test_id(f"template-workflow-{name}")
+    box = dialog.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    for _ in range(60):  # cards further down are made when one scrolls there
+        if card.count():
+            break
+        page.mouse.wheel(0, 800)
+        page.wait_for_timeout(250)
+    card.click()
     page.wait_for_function("app.graph.nodes.some(node => node.type.startsWith('LatentLayers'))")
     dialog.wait_for(state="hidden")
 
