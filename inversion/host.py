@@ -168,7 +168,7 @@ def invert(
     guider.inner_set_conds({"positive": conditioning})
     guider.set_cfg(1.0)
     # Without a negative and at scale 1 the host evaluates the positive condition only.
-    _sample(
+    sample_counted(
         guider, torch.zeros_like(latent), latent, DDIMInversion(refinements, tape, usual), levels, seed=0, where=where
     )
     recorded = [x for _, x in tape.read()]
@@ -209,9 +209,9 @@ def sample_recording(
     # Inpainting checkpoints look at the latent image: show them the picture, not noise.
     picture = trajectory.latent_at_step(0) if trajectory.sigmas[-1] == 0 else torch.zeros_like(start)
     torch.manual_seed(seed)  # as the host's noise nodes: some samplers draw from the global generator
-    samples = _sample(recording, torch.zeros_like(start), picture, sampler, levels, seed, where)
+    samples, _ = sample_counted(recording, torch.zeros_like(start), picture, sampler, levels, seed, where)
     recorded = _at_levels(tape.read(), levels, start)
-    return trajectory.continued(levels, recorded), _intermediate(samples)
+    return trajectory.continued(levels, recorded), intermediate(samples)
 
 
 def latent_at_step(
@@ -226,10 +226,10 @@ def latent_at_step(
         samples = trajectory.latent_at_step(step, predict)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    return _intermediate(samples)
+    return intermediate(samples)
 
 
-def _intermediate(samples: Tensor) -> Tensor:
+def intermediate(samples: Tensor) -> Tensor:
     """Where and how the host keeps what travels between nodes."""
     return samples.to(
         device=comfy.model_management.intermediate_device(), dtype=comfy.model_management.intermediate_dtype()
@@ -295,7 +295,7 @@ def _at_levels(recorded: list[tuple[float, Tensor]], levels: Sequence[float], st
     return [passed.at(level) for level in levels]
 
 
-def _sample(
+def sample_counted(
     guider: comfy.samplers.CFGGuider,
     noise: Tensor,
     latent: Tensor,
@@ -303,10 +303,14 @@ def _sample(
     levels: Sequence[float],
     seed: int,
     where: str,
-) -> Tensor:
+    pictures: int | None = None,
+) -> tuple[Tensor, int]:
     """`guider.sample` as SamplerCustomAdvanced calls it, with its progress bar and previews.
 
-    What it cost goes to the host's log. `guider` must be a copy of our own: its options are replaced.
+    Receives the noise and latent (B, C, H, W) that `guider.sample` takes, and descending levels.
+    Returns what it returns, and how many pictures went through the UNet. What that is for each
+    of `pictures`, by default the batch, goes to the host's log. `guider` must be a copy of our
+    own: its options are replaced.
     """
     evaluated = 0
 
@@ -328,5 +332,5 @@ def _sample(
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
-    logging.info("Latent Layers %s: %d model evaluations per picture", where, evaluated // len(latent))
-    return samples
+    logging.info("Latent Layers %s: %d model evaluations per picture", where, evaluated // (pictures or len(latent)))
+    return samples, evaluated

@@ -4,17 +4,13 @@ Both run through `CFGGuider.sample`, so that model loading, low-VRAM offloading,
 wrappers, interrupts, previews and progress are the host's.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.k_diffusion.sampling
-import comfy.model_management
 import comfy.sample
 import comfy.samplers
-import comfy.utils
-import latent_preview
 import torch
 import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
@@ -26,7 +22,7 @@ from ..attention.capture_host import apply_capture, blocks_near, read_prompt
 from ..attention.keep_source import blend
 from ..attention.schedule import PercentRange, check_range
 from ..attention.words import Prompt, Word, find_words
-from ..inversion.host import model_family
+from ..inversion.host import intermediate, model_family, sample_counted
 from ..inversion.trajectory import Trajectory
 from .instant import (
     AUTOMATIC,
@@ -197,15 +193,16 @@ def instant_mask(
     guider.set_conds(clip.encode_from_tokens_scheduled(clip.tokenize(text)), negative)
     guider.set_cfg(cfg)
     noise: Any = comfy.sample.prepare_noise(source, seed)
-    samples, evaluations = _sample(
-        guider, noise, source, comfy.samplers.sampler_object(sampler), sigmas[-(noised + 1) :].cpu(), seed, INSTANT
+    levels = sigmas[-(noised + 1) :].tolist()
+    samples, evaluations = sample_counted(
+        guider, noise, source, comfy.samplers.sampler_object(sampler), levels, seed, INSTANT, pictures=1
     )
     masks, maps = (torch.stack(planes).cpu() for planes in (run.masks, run.maps))
     height, width = _image_size(model, latent.shape)
     return InstantMask(
         hard=F.interpolate(masks[None, -1:], (height, width))[0],
         soft=resize(maps[-1:], height, width).clamp(0.0, 1.0),
-        edited=_intermediate(samples[:1]),
+        edited=intermediate(samples[:1]),
         roles=run.refinement.roles,
         masks=masks,
         maps=maps,
@@ -323,7 +320,7 @@ def word_mask(
     guider.set_cfg(1.0)
     # Without a negative and at scale 1 the host evaluates the positive condition only.
     nothing = torch.zeros_like(trajectory.noisiest)
-    _, evaluations = _sample(guider, nothing, nothing, reading, torch.tensor(levels), 0, WORD)
+    _, evaluations = sample_counted(guider, nothing, nothing, reading, levels, 0, WORD)
     assert reading.attention is not None
     height, width = _image_size(model, trajectory.shape)
     soft = min_max(resize(named_map(reading.attention.cpu(), named), height, width))
@@ -357,46 +354,8 @@ def _read(clip: Any, text: str, where: str) -> Prompt:
     return read_prompt(clip, text, where)
 
 
-def _sample(
-    guider: comfy.samplers.CFGGuider,
-    noise: Tensor,
-    latent: Tensor,
-    sampler: comfy.samplers.Sampler,
-    sigmas: Tensor,
-    seed: int,
-    where: str,
-) -> tuple[Tensor, int]:
-    """`guider.sample` with the host's progress bar and previews; also what it cost, which goes to the log."""
-    evaluated = 0
-
-    def count(executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        nonlocal evaluated
-        evaluated += len(x)
-        return executor(x, *args, **kwargs)
-
-    guider.model_patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, _KEY, count)
-    samples = guider.sample(
-        noise,
-        latent,
-        sampler,
-        sigmas,
-        callback=latent_preview.prepare_callback(guider.model_patcher, len(sigmas) - 1),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
-    )
-    logging.info("Latent Layers %s: %d model evaluations", where, evaluated)
-    return samples, evaluated
-
-
 def _image_size(model: ModelPatcher, latent: Sequence[int]) -> tuple[int, int]:
     """(H, W) of the picture that a latent (B, C, h, w) stands for."""
     latent_format: Any = model.get_model_object("latent_format")
     ratio = latent_format.spacial_downscale_ratio
     return latent[-2] * ratio, latent[-1] * ratio
-
-
-def _intermediate(samples: Tensor) -> Tensor:
-    """Where and how the host keeps what travels between nodes."""
-    return samples.to(
-        device=comfy.model_management.intermediate_device(), dtype=comfy.model_management.intermediate_dtype()
-    )

@@ -218,6 +218,7 @@ def _also(figures: dict) -> str:
         "evaluations_again": "moved again {:.0f} evaluations",
         "evaluations_again_subcell": "by parts of a cell {:.0f}",
         "psnr_host_paste": "cut, paste and host's inpainting {:.1f} dB",
+        "psnr_host_paste_raw": "against the raw truth {:.1f} dB",
         "psnr_latent_level": "resampled in the latent {:.1f} dB",
         "psnr_hidden": "hidden part {:.1f} dB",
         "psnr_hidden_single": "without the second pass {:.1f} dB",

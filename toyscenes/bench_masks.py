@@ -66,7 +66,7 @@ class Shipped:
         return instant_mask(
             model, self.toy.clip, edit.prompt, latent, self.toy.condition(), seed=seed, sampler=given["sampler_name"],
             settings=Settings(**{f.name: given[f.name] for f in fields(Settings)}),
-            source_text=given.get("source_text") or edit.caption * given.get("compares", True),
+            source_text=edit.caption if given.get("compares", True) else "",
             **{name: given[name] for name in ("seeds", "steps", "cfg", "scheduler", "strength", "words")},
         )  # fmt: skip
 

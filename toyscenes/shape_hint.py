@@ -1,7 +1,7 @@
 """A second task for the UNet while it trains: say which shape lies where.
 
-Colours are learned from the noise error within a thousand steps; which of ten outlines a
-word means is a matter of few pixels and of few timesteps, and is learned ten times slower.
+Colours are soon learned from the noise error; which of ten outlines a word means is a matter
+of few pixels and of few timesteps, and is learned far more slowly.
 Two linear heads name the shape in every cell of the coarse levels, and their
 cross-entropy, which no noise blurs, teaches it (after REPA, arXiv 2410.06940, whose
 features come from a trained encoder; here the scene itself knows). The heads are thrown

@@ -1,7 +1,7 @@
 """Train the toy checkpoint from nothing: autoencoder, then UNet and text encoder, then the decoder's touch-up.
 
 Each stage writes a checkpoint that a later run goes on from. The learning rate is
-constant and decays over the last quarter, so a longer run can continue a shorter one's
+constant and decays over the last half, so a longer run can continue a shorter one's
 checkpoint from before its decay.
 """
 
