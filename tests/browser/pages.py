@@ -15,13 +15,9 @@ def open_template(page, name):
         page.get_by_role("button", name="Templates").first.click()
     page.get_by_text("latent-layers", exact=True).first.click()
     card = page.get_by_test_id(f"template-workflow-{name}")
-    box = dialog.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    for _ in range(60):  # cards further down are made when one scrolls there
-        if card.count():
-            break
-        page.mouse.wheel(0, 800)
-        page.wait_for_timeout(250)
+    # a long list makes its cards as one scrolls, a search makes all that it finds
+    page.get_by_placeholder("Search").last.fill(name.replace("_", " "))
+    card.wait_for(timeout=30_000)
     card.click()
     page.wait_for_function("app.graph.nodes.some(node => node.type.startsWith('LatentLayers'))")
     dialog.wait_for(state="hidden")
