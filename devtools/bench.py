@@ -23,6 +23,7 @@ MODULES = {
     "sweep": "latent_layers.toyscenes.bench_sweep",
     "pictures": "latent_layers.toyscenes.bench_pictures",
     "masks": "latent_layers.toyscenes.bench_masks",
+    "softedit": "latent_layers.toyscenes.bench_softedit",
     "attention": "bench_attention",
 }
 

@@ -18,7 +18,9 @@ import graphs_layers
 import graphs_masks
 import graphs_removal
 import graphs_steps
+import graphs_turns
 from draw_graphs import Info
+from graph_instances import for_api, on_page, with_blueprints
 from host_client import Client
 from host_server import HostServer, temporary_server
 from pack import ROOT
@@ -34,17 +36,19 @@ GRAPHS = {
     **graphs_layers.GRAPHS,
     **graphs_steps.GRAPHS,
     **graphs_masks.GRAPHS,
+    **graphs_turns.GRAPHS,
 }
 
 
 def files(info: Info) -> dict[Path, str]:
     """Every graph file and what is in it."""
     written = {}
+    extended = with_blueprints(info)
     for name, graph in GRAPHS.items():
-        drawing = graph(info)
-        page = {**drawing.page(), "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"latent-layers/{name}"))}
+        drawing = graph(extended)
+        page = {**on_page(info, drawing.page()), "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"latent-layers/{name}"))}
         written[HERE / f"{name}.json"] = as_text(page)
-        written[HERE / "api" / f"{name}.json"] = as_text(drawing.api())
+        written[HERE / "api" / f"{name}.json"] = as_text(for_api(info, drawing.api()))
     return written
 
 

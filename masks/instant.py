@@ -11,16 +11,18 @@ Masks", AAAI 2024), section 4.2. The cross-attention of one evaluation becomes t
 4. the mean of the +1 maps less that of the -1 maps, blurred, is the refined map A_ref, and what
    exceeds phi in it is the mask M_t.
 
-Where it is known what the source shows, the words that the edit changes lead in place of
-step 2's index word: with little to tell the start token's inverse from a blank page, words
-that look nowhere often win there.
+Where it is known what the source shows, step 2's index word is sought in another way: with
+little to tell the start token's inverse from a blank page, words that look nowhere often win
+there. A changed word itself may look anywhere, since what it names is not in the picture yet,
+but the words around it ("a large [purple] ring") look at the same thing. So of its phrase that
+word leads whose map parts most clearly into two.
 
 Maps are (..., N, h, w): N words on a grid of any size, in float32.
 """
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,10 @@ SIGMA = 1.1  # of a 5x5 Gaussian, as OpenCV chooses it for that size
 AUTOMATIC = -1.0  # as a threshold: Otsu's
 ROLES = {"+": 1, "-": -1, "~": 0, "=": 1}
 LEADS = "="
+FUNCTION_WORDS = frozenset(
+    ("a", "an", "the", "and", "or", "of", "on", "in", "at", "by", "to", "with", "without", "from", "under", "over",
+     "behind", "beside", "near", "is", "are", "its", "his", "her", "their")
+)  # fmt: skip
 
 # Relative spread below which a map says nothing: what float32 arithmetic makes of a constant.
 FLAT = 1e-5
@@ -100,10 +106,16 @@ class Role:
 
 @dataclass(frozen=True)
 class Given:
-    """What the user has decided: positions P_n by number of the word, and the words that lead."""
+    """What is decided before the attention is seen.
+
+    positions  P_n that the user gives, by number of the word
+    leads      words that lead together in place of an index word
+    among      where none does: words of which the index word is one, whose map parts most clearly
+    """
 
     positions: Mapping[int, int] = field(default_factory=dict)
     leads: tuple[int, ...] = ()
+    among: tuple[int, ...] = ()
 
 
 def min_max(maps: Tensor) -> Tensor:
@@ -213,12 +225,48 @@ def changed_words(prompt: Prompt, source: Prompt) -> tuple[int, ...]:
     return tuple(n for kind, _, _, start, end in steps if kind != "equal" for n in range(start, end))
 
 
-def led_by(given: Given, numbers: Sequence[int]) -> Given:
-    """Roles in which some words lead, unless the user has said which do, or has given these words a role."""
-    free = [n for n in numbers if n not in given.positions]
-    if given.leads or not free:
-        return given
-    return Given({**given.positions, **dict.fromkeys(free, 1)}, tuple(free))
+def phrases(prompt: Prompt, numbers: Sequence[int]) -> tuple[int, ...]:
+    """Numbers of the words that stand together with some words: up to a function word or punctuation.
+
+    Function words among `numbers` count only where there is nothing else: "a red ring" becomes
+    "an orange ring" by its colour, not by its article.
+    """
+    words = prompt.words
+    meant = [n for n in numbers if words[n].text not in FUNCTION_WORDS] or list(numbers)
+    found = set(meant)
+    for number in meant:
+        for step in (1, -1):
+            here = number
+            while 0 <= here + step < len(words) and words[here + step].text not in FUNCTION_WORDS:
+                first, second = sorted((here, here + step))
+                if words[second].tokens[0] != words[first].tokens[-1] + 1:
+                    break  # a comma has a token of its own
+                here += step
+                found.add(here)
+    return tuple(sorted(found))
+
+
+def led_by(given: Given, among: Sequence[int]) -> Given:
+    """Roles in which one of some words leads, unless the user has said which do, or has given all of these a role."""
+    free = tuple(n for n in among if n not in given.positions)
+    return given if given.leads or not free else replace(given, among=free)
+
+
+def clearest(maps: Tensor) -> int:
+    """Which of N maps (N, h, w) parts most clearly into two: the largest Fisher ratio at Otsu's threshold.
+
+    That is the distance of the two classes' means over the sum of their standard deviations.
+    """
+    ratios = []
+    for plane in maps:
+        high = plane > otsu(plane)
+        if not bool(high.any()):  # a map that is the same everywhere
+            ratios.append(0.0)
+            continue
+        above, below = plane[high], plane[~high]
+        spread = above.std(correction=0) + below.std(correction=0)
+        ratios.append(float((above.mean() - below.mean()) / spread.clamp(min=1e-6)))
+    return ratios.index(max(ratios))
 
 
 class Refinement:
@@ -274,7 +322,9 @@ class Refinement:
     def _choose(self, start: Tensor, maps: Tensor) -> tuple[Role, ...]:
         """Every word's role, from the first step's maps; a prompt of one word has no choice."""
         settings = self.settings
-        leads = self._given.leads
+        leads, among = self._given.leads, self._given.among
+        if not leads and among:
+            leads = (among[clearest(maps[list(among)])],)
         if not leads:
             reference = reference_map(start, settings.invert_start)
             leads = (index_word(reference, maps, settings.correlation),)

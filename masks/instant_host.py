@@ -35,6 +35,7 @@ from .instant import (
     min_max,
     named_map,
     otsu,
+    phrases,
     read_roles,
     resize,
     strip,
@@ -157,7 +158,7 @@ def instant_mask(
     seeds      pictures that are noised and denoised together; their attention is averaged
     strength   r, the share of `steps` that is noised and denoised, 0 < r < 1
     words      roles that the user gives, see `instant.read_roles`
-    source_text  what the source shows; the words in which `text` differs lead the search
+    source_text  what the source shows; then one of the words where `text` differs leads the search
 
     The UNet is evaluated as often as the plain edit would, and not once more. Raises ValueError
     for inputs that do not fit, before anything is encoded or loaded.
@@ -180,7 +181,7 @@ def instant_mask(
             raise ValueError(
                 f"{INSTANT}: text says nothing that source_text does not; write into text what the edit should show"
             )
-        given = led_by(given, changed)
+        given = led_by(given, phrases(prompt, changed))
     capture = Capture(blocks_near(model, latent.shape, INSTANT), prompt.length)
     run = InstantBlend(capture, Refinement(prompt, (latent.shape[-2], latent.shape[-1]), settings, given, INSTANT))
 

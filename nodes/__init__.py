@@ -3,7 +3,21 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from . import attention, candidates, canvas, instant, layer_file, layered, layers, masks, plan, sam, toy, trajectory
+from . import (
+    attention,
+    candidates,
+    canvas,
+    instant,
+    layer_file,
+    layered,
+    layers,
+    masks,
+    plan,
+    sam,
+    soft_edit,
+    toy,
+    trajectory,
+)
 
 NODES: list[type[io.ComfyNode]] = [
     *trajectory.NODES,
@@ -12,6 +26,7 @@ NODES: list[type[io.ComfyNode]] = [
     *instant.NODES,
     *candidates.NODES,
     *sam.NODES,
+    *soft_edit.NODES,
     *layered.NODES,
     *layers.NODES,
     *canvas.NODES,

@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 from ..attention.host import apply_keep_source
+from ..masks.grid import dilate
 from ..masks.threshold import threshold_changes
-from .pipeline import Toy, images, mean
+from .pipeline import Toy, batches, images, mean
 from .scenes import COLOURS, SHAPES, Scene, random_scene
 from .text_run import fresh_start, guided
 
 TURNS = 10
-SCENES = 8  # of the seeds, in one batch
+STEPS = 25  # of each turn's inversion and of its edit
+SCENES = 32  # of the seeds
 COLUMNS, ROWS = 4, 3  # places for edits
-PLACE = (48, 64)  # width and height in pixels
+PLACE = (32, 48)  # width and height in pixels
+MARGIN = 8  # pixels around a place that an edit in it may change, as elsewhere in the masks' benchmark
 _STREAM, _RAMP = 9, 10  # keep these draws apart from other tasks' of the same seed
 
 Turn = Callable[[Tensor, int], Tensor]  # pictures and number of the turn -> new pictures
@@ -78,23 +81,29 @@ def turns(toy: Toy, seeds: Sequence[int], cfg: float) -> dict:
     scenes = [random_scene(seed, objects=(1, 3)) for seed in seeds]
     talks = [conversation(scene, seed) for scene, seed in zip(scenes, seeds, strict=True)]
     start = images(scenes)
-    untouched = torch.stack([torch.stack([mask for mask, _ in talk]).amax(0) for talk in talks]) == 0
+    areas = torch.stack([torch.stack([mask for mask, _ in talk]).amax(0) for talk in talks])
+    beside, untouched = areas == 0, dilate(areas, MARGIN) == 0
 
     def edit(pictures: Tensor, number: int) -> Tensor:
-        masks = torch.stack([talk[number][0] for talk in talks])
-        source = toy.invert(toy.encode(pictures))
-        keep = apply_keep_source(toy.model, source, masks)
-        noisy = fresh_start(source, masks, [seed + number for seed in seeds])
-        return toy.decode(guided(toy, keep, noisy, source.sigmas, [talk[number][1] for talk in talks], cfg))
+        edited = []
+        for part in batches(list(range(len(seeds)))):
+            masks = torch.stack([talks[i][number][0] for i in part])
+            source = toy.invert(toy.encode(pictures[part]), STEPS)
+            keep = apply_keep_source(toy.model, source, masks)
+            noisy = fresh_start(source, masks, [seeds[i] + number for i in part])
+            prompts = [talks[i][number][1] for i in part]
+            edited.append(toy.decode(guided(toy, keep, noisy, source.sigmas, prompts, cfg)))
+        return torch.cat(edited)
 
     def round_trip(pictures: Tensor, number: int) -> Tensor:
         return toy.decode(toy.encode(pictures))
 
     figures: dict = {"turns": TURNS, "turn_scenes": len(seeds)}
     for key, turn in (("drift", edit), ("vae_drift", round_trip)):
-        for way, threshold, reference in (("", True, round_trip), ("_alone", True, None), ("_plain", False, None)):
-            first, last = take_turns(start, turn, threshold, reference)
+        for way, threshold in (("", True), ("_plain", False)):
+            first, last = take_turns(start, turn, threshold, round_trip)
             figures[f"{key}_free_pixels{way}"] = unchanged(start, last, untouched)
+            figures[f"{key}_free_pixels_beside{way}"] = unchanged(start, last, beside)
             figures[f"{key}_free_pixels_since_first{way}"] = unchanged(first, last, untouched)
             figures[f"{key}_mean{way}"] = round(float((last - start).abs().sum(-1)[untouched].mean()), 5)
     return figures
@@ -122,17 +131,20 @@ def ramp(toy: Toy, seeds: Sequence[int], cfg: float) -> dict:
         for scene, other in zip(scenes, others, strict=True)
     ]
     sources = images(scenes)
-    latents = toy.encode(sources)
-    source = toy.invert(latents)
-    width = sources.shape[2]
-    masks = torch.linspace(0, 1, width).expand(len(seeds), sources.shape[1], width)
-    start = fresh_start(source, torch.ones_like(masks), seeds)
-    whole = toy.decode(guided(toy, toy.model, start, source.sigmas, prompts, cfg))
-    keep = apply_keep_source(toy.model, source, masks)
-    soft = toy.decode(guided(toy, keep, start, source.sigmas, prompts, cfg))
-    reachable = toy.decode(latents)  # what no edit at all decodes to
-    profile = strength(reachable, whole, soft)
-    steps = masks[0, 0].reshape(-1, 8).mean(1)
+    height, width = sources.shape[1:3]
+    reachable, whole, soft = [], [], []  # what no edit at all decodes to, and both edits
+    for part in batches(list(range(len(seeds)))):
+        latents = toy.encode(sources[part])
+        source = toy.invert(latents)
+        masks = torch.linspace(0, 1, width).expand(len(part), height, width)
+        start = fresh_start(source, torch.ones_like(masks), [seeds[i] for i in part])
+        asked = [prompts[i] for i in part]
+        reachable.append(toy.decode(latents))
+        whole.append(toy.decode(guided(toy, toy.model, start, source.sigmas, asked, cfg)))
+        keep = apply_keep_source(toy.model, source, masks)
+        soft.append(toy.decode(guided(toy, keep, start, source.sigmas, asked, cfg)))
+    profile = strength(torch.cat(reachable), torch.cat(whole), torch.cat(soft))
+    steps = torch.linspace(0, 1, width).reshape(-1, 8).mean(1)
     return {
         "ramp_correlation": round(float(np.corrcoef(profile.numpy(), steps.numpy())[0, 1]), 3),
         "ramp_profile": [round(float(share), 3) for share in profile],
@@ -154,16 +166,18 @@ def strength(sources: Tensor, edits: Tensor, between: Tensor, cell: int = 8) -> 
 def turns_table(figures: dict) -> list[str]:
     """The figures for people."""
     lines = [
-        f"{figures['turns']} turns on {figures['turn_scenes']} scenes, each edit in another place. Pixels outside all "
-        "of these places that the last turn has left bit for bit as they were in the source, and as they were after "
-        "the first turn, when they had been through the autoencoder once; mean change from the source (sum over red, "
-        "green and blue):",
+        f"{figures['turns']} turns on {figures['turn_scenes']} scenes, each edit in another place. Pixels more than "
+        f"{MARGIN} px from all of these places that the last turn has left bit for bit as they were in the source, and "
+        "as they were after the first turn, when they had been through the autoencoder once; their mean change from "
+        "the source (sum over red, green and blue); and the share for all pixels beside the places, to their very "
+        "border:",
         "",
-        "| | as in the source | as after the first turn | mean change |",
-        "|---|---|---|---|",
+        "| | as in the source | as after the first turn | mean change | to the border |",
+        "|---|---|---|---|---|",
     ]
     for name, key in (("edits", "drift"), ("round trips through the autoencoder alone", "vae_drift")):
         for what, way in (("with Change Threshold", ""), ("without", "_plain")):
-            shares = [f"{figures[f'{key}_free_pixels{since}{way}']:.1%}" for since in ("", "_since_first")]
-            lines.append(f"| {name}, {what} | {' | '.join(shares)} | {figures[f'{key}_mean{way}']:.4f} |")
+            free, since, beside = (figures[f"{key}_free_pixels{kind}{way}"] for kind in ("", "_since_first", "_beside"))
+            changed = figures[f"{key}_mean{way}"]
+            lines.append(f"| {name}, {what} | {free:.1%} | {since:.1%} | {changed:.4f} | {beside:.1%} |")
     return [*lines, "", f"Edit strength under a ramp mask: correlation {figures['ramp_correlation']:.2f}."]
