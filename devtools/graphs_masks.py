@@ -164,7 +164,7 @@ def edit_by_words(toy: bool):
         encoded = Node("VAEEncode", inputs={"pixels": picture[0], "vae": model[2]})
         found = Node(
             "LatentLayersInstantAttentionMask",
-            height=560,
+            height=760,
             colour=KEY_NODE,
             inputs={
                 "model": model[0], "clip": model[1], "text": text[0], "latent": encoded[0], "negative": empty[0],

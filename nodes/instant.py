@@ -94,7 +94,7 @@ class InstantAttentionMask(io.ComfyNode):
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="What the picture shows now. With it, the words that text changes lead the search, which "
+                    tooltip="What the picture shows now. With it, the search begins at the words that text changes, which "
                     "finds the place far more surely.",
                 ),
                 _part("phi", 0.4, "Threshold of the mask: higher makes it smaller. -1: automatic.", minimum=-1.0),
