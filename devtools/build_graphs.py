@@ -17,6 +17,7 @@ from typing import Any
 import graphs_layers
 import graphs_masks
 import graphs_removal
+import graphs_soft
 import graphs_steps
 import graphs_turns
 from draw_graphs import Info
@@ -37,6 +38,7 @@ GRAPHS = {
     **graphs_steps.GRAPHS,
     **graphs_masks.GRAPHS,
     **graphs_turns.GRAPHS,
+    **graphs_soft.GRAPHS,
 }
 
 

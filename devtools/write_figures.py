@@ -68,6 +68,20 @@ SECTIONS = (
         "The paper starts from the original canvas with guidance 7.5. *Fresh noise* replaces the inverted noise in "
         "the exposed area; *objects ignored* hides the scene's objects from it.",
     ),
+    Section(
+        "masks",
+        "Masks by words, and many turns",
+        "Scenes of 1 to 3 objects; the edit prompt is the caption with another colour (even seeds) or shape (odd ones) "
+        "of one object. Instant Attention Mask runs with the node's defaults and the caption as *source_text*. "
+        "DiffEdit: the difference of the noise predicted for two prompts, over 10 noises, on the same model.",
+    ),
+    Section(
+        "softedit",
+        "Soft edits",
+        "The caption is edited in one attribute: an object's colour, its shape, the kind of background, a size word, a "
+        "count. 20 steps, CFG 7.5. *Prompt-to-prompt* holds all shared words for one time, the best one on scenes "
+        "below 10000.",
+    ),
     Section("inversion", "There and back: inversion", "Decoded round trip against the decoded encoding of the source."),
     Section(
         "attention",

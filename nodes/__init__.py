@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from . import (
+    adaptive,
     attention,
     candidates,
     canvas,
@@ -13,6 +14,7 @@ from . import (
     layers,
     masks,
     plan,
+    proximal,
     sam,
     soft_edit,
     toy,
@@ -27,6 +29,8 @@ NODES: list[type[io.ComfyNode]] = [
     *candidates.NODES,
     *sam.NODES,
     *soft_edit.NODES,
+    *adaptive.NODES,
+    *proximal.NODES,
     *layered.NODES,
     *layers.NODES,
     *canvas.NODES,

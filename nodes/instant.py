@@ -94,8 +94,8 @@ class InstantAttentionMask(io.ComfyNode):
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="What the picture shows now. With it, the search begins at the words that text changes, which "
-                    "finds the place far more surely.",
+                    tooltip="What the picture shows now. With it, the search begins at the words that text changes, "
+                    "which finds the place far more surely.",
                 ),
                 _part("phi", 0.4, "Threshold of the mask: higher makes it smaller. -1: automatic.", minimum=-1.0),
                 _part("lambda1", 0.7, "Words at least this similar to the leading word make the mask.", advanced=True),
