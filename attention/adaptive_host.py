@@ -19,6 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..inversion.host import model_family
+from ..inversion.reading import SourceLatents
 from ..inversion.trajectory import Trajectory
 from ..masks.grid import as_mask, check_aspect, check_batch
 from .adaptive import (
@@ -38,37 +39,9 @@ from .host import self_attentions
 from .timings import WordTimings
 
 LAMBDA_S = 0.95
-LAMBDA_SV = 0.9
+LAMBDA_SV = 2.0  # the article's 0.8 to 1 is meant for cosines, which are larger than correlations
+HOLD = 0.5
 _KEY = "latent_layers_adaptive_attention"
-
-
-class SourceLatents:
-    """x_src(sigma) of a trajectory where the run's x is, the next one fetched beside the computation."""
-
-    def __init__(self, trajectory: Trajectory, schedule: Sequence[float], like: Tensor) -> None:
-        """schedule: the run's descending sigmas; like: (B, C, H, W), gives batch, device and dtype."""
-        self._trajectory, self._schedule, self._like = trajectory, schedule, like
-        self._limits = (float(trajectory.sigmas[0]), float(trajectory.sigmas[-1]))
-        self._fetched: tuple[float, Tensor] | None = None
-
-    def _fetch(self, sigma: float) -> Tensor:
-        # solvers that compute sigmas by logarithms, or add churn, land a little outside
-        latent = self._trajectory.at(max(min(sigma, self._limits[0]), self._limits[1]))
-        if self._like.device.type == "cuda":
-            latent = latent.pin_memory()
-        return latent.to(self._like.device, self._like.dtype, non_blocking=True).expand_as(self._like)
-
-    def at(self, sigma: float) -> Tensor:
-        """x_src(sigma), (B, C, H, W), on the device."""
-        if self._fetched is None or self._fetched[0] != sigma:
-            self._fetched = (sigma, self._fetch(sigma))
-        return self._fetched[1]
-
-    def prefetch_after(self, sigma: float) -> None:
-        """Fetch the latent of the schedule's next sigma below this one, if a model will be asked there."""
-        following = next((level for level in self._schedule if level < sigma), 0.0)
-        if following > 0:
-            self._fetched = (following, self._fetch(following))
 
 
 class AdaptiveAttentionGuider(comfy.samplers.CFGGuider):
@@ -192,7 +165,7 @@ class AdaptiveAttentionGuider(comfy.samplers.CFGGuider):
         if run.needs_source:
             options = self._options(model_options, run, "source", SourcePass)
             comfy.samplers.calc_cond_batch(
-                self.inner_model, [self.conds["source"]], source.at(sigma).contiguous(), timestep, options
+                self.inner_model, [self.conds["source"]], source.at(sigma).expand_as(x).contiguous(), timestep, options
             )
         denoised = super().predict_noise(x, timestep, self._options(model_options, run, "positive", EditPass), seed)
         source.prefetch_after(sigma)

@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..inversion.reading import SourceLatents
 from ..inversion.trajectory import Trajectory
 from ..masks.grid import check_aspect, check_batch, cover
 from .schedule import PercentRange
@@ -58,11 +59,7 @@ def free(mask: Tensor, done: float, steps: int) -> Tensor:
 
 
 class KeepSourceRun:
-    """One sampling run: masks and the source's latents where x is.
-
-    Latents visit the device one at a time. The one for the next sigma of the schedule is
-    fetched when the model has been given its work, so the copy runs beside the computation.
-    """
+    """One sampling run: masks, and the source's latents where x is."""
 
     def __init__(
         self, trajectory: Trajectory, mask: Tensor, schedule: list[float], acting: list[float], like: Tensor
@@ -71,35 +68,11 @@ class KeepSourceRun:
 
         `acting` are the schedule's sigmas at which the source is kept.
         """
-        self._trajectory = trajectory
-        self._schedule = schedule
+        self.source = SourceLatents(trajectory, schedule, like)
         self._acting = acting
         self._soft = bool(((mask > 0) & (mask < 1)).any())
-        self._like = (like.device, like.dtype)
-        self._fetched: tuple[float, Tensor] | None = None
-        self._limits = (float(trajectory.sigmas[0]), float(trajectory.sigmas[-1]))
-        self._mask = mask.unsqueeze(1).to(*self._like)
-        self._clean = self._fetch(0.0) if self._limits[1] == 0 else None
-
-    def _fetch(self, sigma: float) -> Tensor:
-        # solvers that compute sigmas by logarithms, or add churn, land a little outside
-        sigma = max(min(sigma, self._limits[0]), self._limits[1])
-        latent = self._trajectory.at(sigma)
-        if self._like[0].type == "cuda":
-            latent = latent.pin_memory()
-        return latent.to(*self._like, non_blocking=True)
-
-    def source(self, sigma: float) -> Tensor:
-        """x_src(sigma), (B or 1, C, H, W), on the device."""
-        if self._fetched is None or self._fetched[0] != sigma:
-            self._fetched = (sigma, self._fetch(sigma))
-        return self._fetched[1]
-
-    def prefetch_after(self, sigma: float) -> None:
-        """Fetch the latent of the schedule's next sigma below this one, if there is one."""
-        following = next((level for level in self._schedule if level < sigma), None)
-        if following is not None and following >= self._limits[1]:
-            self._fetched = (following, self._fetch(following))
+        self._mask = mask.unsqueeze(1).to(like.device, like.dtype)
+        self._clean = self.source.at(0.0) if self.source.lowest == 0 else None
 
     def mask(self, sigma: float) -> Tensor:
         """M at a noise level, (B or 1, 1, h, w)."""
@@ -118,7 +91,7 @@ class KeepSourceRun:
 
     def keep_state(self, x: Tensor, sigma: float) -> Tensor:
         """Equation 2 on the sampler's state (B, C, H, W); in place, returns it."""
-        return x.copy_(blend(x, self.source(sigma), self.mask(sigma)))
+        return x.copy_(blend(x, self.source.at(sigma), self.mask(sigma)))
 
     def keep_prediction(self, denoised: Tensor, sigma: float) -> Tensor:
         """The clean source where cells are kept, the model's prediction elsewhere."""
@@ -130,7 +103,7 @@ class KeepSourceRun:
         """Equation 2 on what the sampler returns, at the schedule's last sigma."""
         # samplers return x; models whose x is scaled (flow) have that undone by the host
         end = torch.as_tensor(sigma, dtype=samples.dtype, device=samples.device)
-        source = sampling.inverse_noise_scaling(end, self.source(sigma))
+        source = sampling.inverse_noise_scaling(end, self.source.at(sigma))
         return blend(samples, source.to(samples), self.mask(sigma).to(samples))
 
 
@@ -220,7 +193,7 @@ class KeepSource:
             return executor(x, timestep, model_options, *args, **kwargs)
         x = run.keep_state(x, sigma)
         denoised = executor(x, timestep, model_options, *args, **kwargs)
-        run.prefetch_after(sigma)
+        run.source.prefetch_after(sigma)
         return run.keep_prediction(denoised, sigma)
 
     def cleanup(self) -> None:

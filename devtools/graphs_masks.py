@@ -76,7 +76,7 @@ SAM = """# {title}
 3. *positive*: a point on the object, in pixels of the scaled picture. Press **Run**."""
 
 # What the toy graphs show: scenes and texts that make clear pictures.
-WORDS_SEED, WORDS_TEXT = 11, "a red triangle on a plain background"
+WORDS_SEED, WORDS_TEXT = 4, "a purple star on a checkered background"
 DECORATION_SEED, DECORATION_WORDS = 13, "star"
 SOFT_SEED, SOFT_TEXT = 11, "a red triangle on a plain background"
 
@@ -172,7 +172,7 @@ def edit_by_words(toy: bool):
             },
         )  # fmt: skip
         roles = Node("PreviewAny", "Roles of the words", 140, {"source": found[3]})
-        mask = grown_mask(found[0], 20 if toy else 40)
+        mask = grown_mask(found[0], 12 if toy else 40)
         shown = Node("MaskToImage", inputs={"mask": mask[0]})
         middle, result = fill_groups(3, model, picture[0], mask[0], text[0], 7.5)
         note = WORDS.format(title=title, first=PICTURE_TOY if toy else PICTURE_REAL)

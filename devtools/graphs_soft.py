@@ -48,7 +48,7 @@ SHAPE = Example(
     SHAPES,
     {"seed": 0, "edit": "a black star on a horizon background"},
     ("a cat sitting on a sofa", "a cat lying on a sofa"),
-    hold=0.3,
+    hold=0.15,
 )
 PAINTED = Example(
     "Soft edit inside a painted region",

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..attention.schedule import PercentRange
 from .host import model_family
 from .proximal import check_settings, edited_region, magnitude_quantile, proximal, reconstruct
+from .reading import SourceLatents
 from .trajectory import Trajectory
 
 WHO = "Proximal Guidance"
@@ -47,33 +48,20 @@ class Settings:
 class ProximalRun:
     """What belongs to one sampling run: the area of the last evaluation, and the source on the device."""
 
-    def __init__(self, trajectory: Trajectory, schedule: list[float]) -> None:
-        self._trajectory = trajectory
-        self._schedule = schedule
-        self._fetched: tuple[float, Tensor] | None = None
-        self._limits = (float(trajectory.sigmas[0]), float(trajectory.sigmas[-1]))
+    def __init__(self, trajectory: Trajectory, schedule: list[float], like: Tensor) -> None:
+        self.source = SourceLatents(trajectory, schedule, like)
         self.edited: Tensor | None = None  # M_edit, (B, C, H, W)
-
-    def _fetch(self, sigma: float, like: Tensor) -> Tensor:
-        # solvers that compute sigmas by logarithms, or add churn, land a little outside
-        latent = self._trajectory.at(max(min(sigma, self._limits[0]), self._limits[1]))
-        if like.device.type == "cuda":
-            latent = latent.pin_memory()
-        return latent.to(like.device, like.dtype, non_blocking=True)
 
     def pull(self, x: Tensor, sigma: float, strength: float) -> Tensor:
         """Reconstruction guidance of x (B, C, H, W) at a noise level with the last evaluation's area; in place."""
         if self.edited is None:
             return x
-        if self._fetched is None or self._fetched[0] != sigma:
-            self._fetched = (sigma, self._fetch(sigma, x))
-        return x.copy_(reconstruct(x, self._fetched[1], self.edited.to(x), strength))
+        return x.copy_(reconstruct(x, self.source.at(sigma), self.edited.to(x), strength))
 
-    def prefetch_after(self, sigma: float, like: Tensor) -> None:
-        """Fetch the latent of the schedule's next level, while the device is busy with this one."""
-        following = next((level for level in self._schedule if level < sigma), None)
-        if self.edited is not None and following is not None:
-            self._fetched = (following, self._fetch(following, like))
+    def prefetch_after(self, sigma: float) -> None:
+        """Fetch the latent of the schedule's next level, if it will be pulled to."""
+        if self.edited is not None:
+            self.source.prefetch_after(sigma)
 
 
 class ProximalGuidance:
@@ -131,14 +119,14 @@ class ProximalGuidance:
             )
 
     def sampler_sample(
-        self, executor: Callable[..., Tensor], guider: Any, sigmas: Tensor, extra_args: dict[str, Any], *args: Any,
-        **kwargs: Any,
+        self, executor: Callable[..., Tensor], guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any,
+        noise: Tensor, *args: Any, **kwargs: Any,
     ) -> Tensor:  # fmt: skip
         """Around the sampler: prepare the run, and pull what is returned as every step's result is."""
         schedule = sigmas.tolist()  # read before: uni_pc writes into the schedule that it is given
-        run = ProximalRun(self.trajectory, schedule)
+        run = ProximalRun(self.trajectory, schedule, noise)
         extra_args["model_options"]["transformer_options"][self._run_key] = run
-        samples = executor(guider, sigmas, extra_args, *args, **kwargs)
+        samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         return run.pull(samples.clone(), schedule[-1], self.settings.strength)
 
     def predict_noise(
@@ -153,7 +141,7 @@ class ProximalGuidance:
         run.pull(x, sigma, self.settings.strength)
         run.edited = None  # no area where this evaluation has no guidance
         denoised = executor(x, timestep, model_options, *args, **kwargs)
-        run.prefetch_after(sigma, x)
+        run.prefetch_after(sigma)
         return denoised
 
     def post_cfg(self, args: dict[str, Any]) -> Tensor:

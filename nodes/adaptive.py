@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..attention.adaptive import MASK_MODES, SPATIAL
-from ..attention.adaptive_host import LAMBDA_S, LAMBDA_SV, adaptive_guider
+from ..attention.adaptive_host import HOLD, LAMBDA_S, LAMBDA_SV, adaptive_guider
 from .types import Trajectory, WordTimings
 
 CATEGORY = "latent layers/attention"
@@ -51,9 +51,9 @@ class AdaptiveAttentionGuider(io.ComfyNode):
                 ),
                 _part(
                     "hold",
-                    0.0,
+                    HOLD,
                     "Share of the sampling, from its start, in which the source's layout is held by self-attention. "
-                    "0: not at all. For new colours and materials, not for new shapes.",
+                    "Lower it, down to 0, for new shapes.",
                 ),
                 Trajectory.Input(
                     "trajectory",

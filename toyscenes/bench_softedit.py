@@ -30,7 +30,8 @@ TUNED, OTHERS, CHANGED, RAMPS, TIMED = 10, 20, 10, 4, 3  # scenes that the parts
 SWEEPS: dict[str, tuple[float, ...]] = {
     "lambda_tau": (0.5, 1.5),
     "lambda_s": (0.8, 0.9, 1.0),
-    "lambda_sv": (0.8, 1.0, 2.0, 4.0),
+    "lambda_sv": (0.9, 4.0),
+    "hold": (0.0, 0.25, 0.75),
 }
 KINDS = ("pair", "real")
 Edit = Callable[["Case"], Tensor]
@@ -154,6 +155,7 @@ OTHER_WAYS: dict[str, Edit] = {
     "from_caption": _from_caption,
     "from_caption_proximal": lambda case: _from_caption(case, _proximal(case)),
     "both_proximal": lambda case: soft(case.toy, case.source, case.timings, _proximal(case)),
+    "both_free": lambda case: soft(case.toy, case.source, case.timings, hold=0.0),
     "both_from_empty": lambda case: soft(case.toy, case.source, case.timings, negative=case.toy.condition()),
 }
 
@@ -163,7 +165,7 @@ def variants(toy: Toy, seeds: Sequence[int]) -> list[dict[str, Any]]:
     ways: dict[str, Edit] = {"as shipped": both, "without the alpha_m filter": lambda case: _timed(case, alpha_m=0.0)}
     for value in SWEEPS["lambda_tau"]:
         ways[f"lambda_tau {value:g}"] = lambda case, v=value: _timed(case, lambda_tau=v)
-    for name in ("lambda_s", "lambda_sv"):
+    for name in ("lambda_s", "lambda_sv", "hold"):
         for value in SWEEPS[name]:
             ways[f"{name} {value:g}"] = lambda case, n=name, v=value: soft(
                 case.toy, case.source, case.timings, **{n: v}
@@ -191,7 +193,7 @@ def limits(toy: Toy, seeds: Sequence[int]) -> dict[str, float]:
     for case in cases(toy, seeds[:TIMED], "real"):
         trips.append(_kept_whole(toy, case, soft(toy, case.source, case.timings, lambda_s=0.0)))
         free, empty = with_tau(case.timings, 1.0), toy.condition()
-        whole, spent = _timed_run(toy, lambda c=case, f=free, n=empty: soft(toy, c.source, f, **everywhere(negative=n)))
+        whole, spent = _timed_run(toy, lambda c=case, f=free, n=empty: soft(toy, c.source, f, **everywhere(negative=n, hold=0.0)))
         plain, plain_spent = _timed_run(toy, lambda c=case: prompt_only(toy, c.source)[1])
         differences.append(float((whole - plain).abs().max()))
         _, soft_spent = _timed_run(toy, lambda c=case: both(c))
@@ -264,6 +266,7 @@ _ROWS = {
     "from_caption": "edit prompt alone, negative: the caption",
     "from_caption_proximal": "the same with Proximal Guidance",
     "both_proximal": "both, with Proximal Guidance",
+    "both_free": "both, structure not held",
     "both_from_empty": "both, negative: empty",
 }
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..attention.adaptive_host import adaptive_guider
+from ..attention.adaptive_host import HOLD, adaptive_guider
 from ..attention.timings import WordTimings
 from ..attention.timings_host import word_timings
 from ..inversion.host import invert, model_family, sample_recording
@@ -104,8 +104,8 @@ def with_tau(timings: WordTimings, tau: float) -> WordTimings:
 
 
 def soft(toy: Toy, source: Source, timings: WordTimings, model: Any = None, **settings: Any) -> Tensor:
-    """The latent (1, C, h, w) that the Adaptive Attention Guider makes of a source."""
-    settings = {"negative": source.negative, "cfg": CFG, **settings}
+    """The latent (1, C, h, w) that the node Adaptive Attention Guider makes of a source, with its defaults."""
+    settings = {"negative": source.negative, "cfg": CFG, "hold": HOLD, **settings}
     guider = adaptive_guider(
         toy.model if model is None else model, toy.condition(source.edit.caption), toy.condition(source.edit.prompt),
         settings.pop("negative"), settings.pop("cfg"), timings, trajectory=source.trajectory, **settings,

@@ -28,13 +28,13 @@ def test_other_words_make_another_picture(page, server):
     assert len(counts) == 3  # the mask, the inversion, the edit
     page.wait_for_timeout(1500)
     screenshot(page, "try_me_edit_by_words_done")
-    assert "red" in page.evaluate(ROLES)
-    say(page, "What it should show", "a green triangle on a plain background")
+    assert "purple" in page.evaluate(ROLES)
+    say(page, "What it should show", "a blue star on a checkered background")
     second, again = run(page, server, first)
     assert second != first and len(again) == 2  # the picture's own way to noise is known
     page.wait_for_timeout(1500)
     screenshot(page, "try_me_edit_by_words_again")
-    assert "green" in page.evaluate(ROLES)
+    assert "blue" in page.evaluate(ROLES)
     assert page.evaluate(SHOWN) == second
     assert complaints(page) == [] and unknown_nodes(page) == []
 

@@ -1,5 +1,7 @@
 """Proximal Guidance inside the real host: the published step, with every sampler and beside other guidances."""
 
+from typing import Any
+
 import comfy.samplers
 import pytest
 import torch
@@ -226,7 +228,8 @@ def test_the_node_hands_its_inputs_on(model, layout):
     (patched,) = ProximalGuidance.execute(model, trajectory, "l1", 0.8, 1, 0.2, 0.5).args
     want = apply_proximal_guidance(model, trajectory, Settings("l1", 0.8, 1, 0.2, 0.5))
     assert torch.equal(sample(patched, layout), sample(want, layout))
-    defaults = {i.id: i.default for i in ProximalGuidance.define_schema().inputs if hasattr(i, "default")}
+    inputs: list[Any] = ProximalGuidance.define_schema().inputs
+    defaults = {i.id: i.default for i in inputs if hasattr(i, "default")}
     assert list(defaults.values())[-5:] == [*vars(Settings()).values()]
 
 

@@ -84,9 +84,9 @@ def test_a_run_follows_the_trajectory_and_writes_in_place():
     x = torch.zeros(2, 4, 8, 8)
     assert run.keep_state(x, 5.0) is x
     assert (x[..., :4] == 6).all() and (x[..., 4:] == 0).all()
-    run.prefetch_after(5.0)
-    assert run._fetched is not None and run._fetched[0] == 2.0
-    assert (run.source(2.0) == 3).all() and (run.source(3.5) == 4.5).all() and (run.source(11.0) == 11).all()
+    run.source.prefetch_after(5.0)
+    assert run.source.fetched is not None and run.source.fetched[0] == 2.0
+    assert (run.source.at(2.0) == 3).all() and (run.source.at(3.5) == 4.5).all() and (run.source.at(11.0) == 11).all()
     assert (run.keep_prediction(x, 5.0)[..., :4] == 1).all()
     assert (run.finish(x, 0.0, Sampling())[..., :4] == 1).all()
 

@@ -178,5 +178,5 @@ def test_labels_are_of_objects_and_not_of_rims():
     labels = object_labels(image)
     for index, thing in enumerate((CIRCLE, SQUARE)):
         inside = ndimage.binary_erosion(scene(CIRCLE, SQUARE).full_mask(index) > 0.5, iterations=2)
-        assert (labels[inside] == list(COLOURS).index(thing.colour)).all()
+        assert set(np.where(inside, labels, -2).ravel().tolist()) == {-2, list(COLOURS).index(thing.colour)}
     assert (labels[:20] == -1).all()
