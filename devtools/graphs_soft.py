@@ -46,9 +46,10 @@ ADJECTIVE = Example(
 SHAPE = Example(
     "Change a shape or a pose softly",
     SHAPES,
-    {"seed": 0, "edit": "a black star on a horizon background"},
+    {"seed": 2, "edit": "a green circle on a grid background"},
     ("a cat sitting on a sofa", "a cat lying on a sofa"),
-    hold=0.15,
+    hold=0.3,
+    lambda_s=1.0,
 )
 PAINTED = Example(
     "Soft edit inside a painted region",
