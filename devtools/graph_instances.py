@@ -1,5 +1,6 @@
 """Blueprints as nodes of example graphs: one node on the page, the nodes inside it for the API."""
 
+from collections.abc import Callable
 from typing import Any
 
 from blueprints import BLUEPRINTS, INPUT, Blueprint
@@ -7,6 +8,11 @@ from build_blueprints import api as inner_api
 from build_blueprints import identity_of
 from build_blueprints import page as blueprint_page
 from draw_graphs import Info, default, specification
+
+
+def inner_id(name: str, number: int) -> int:
+    """Id of a blueprint's node in a page: the page renumbers what is not unique in all of its graphs."""
+    return 1000 * (1 + sorted(BLUEPRINTS).index(name)) + number
 
 
 def with_blueprints(info: Info) -> Info:
@@ -39,8 +45,20 @@ def on_page(info: Info, page: dict[str, Any]) -> dict[str, Any]:
     for node in page["nodes"]:
         if node["type"] in used:
             node["type"], node["properties"] = str(identity_of(node["type"])), {}
-    definitions = [blueprint_page(info, name, BLUEPRINTS[name]())["definitions"]["subgraphs"][0] for name in used]
-    return {**page, "definitions": {"subgraphs": definitions}}
+    return {**page, "definitions": {"subgraphs": [_definition(info, name) for name in used]}}
+
+
+def _definition(info: Info, name: str) -> dict[str, Any]:
+    """What is in a blueprint, its nodes with ids of their own."""
+    definition = blueprint_page(info, name, BLUEPRINTS[name]())["definitions"]["subgraphs"][0]
+    for node in definition["nodes"]:
+        node["id"] = inner_id(name, node["id"])
+    for link in definition["links"]:
+        for end in ("origin_id", "target_id"):
+            if link[end] > 0:  # the boundaries' are negative
+                link[end] = inner_id(name, link[end])
+    definition["state"]["lastNodeId"] = inner_id(name, definition["state"]["lastNodeId"])
+    return definition
 
 
 def for_api(info: Info, graph: dict[str, Any]) -> dict[str, Any]:
@@ -54,14 +72,18 @@ def for_api(info: Info, graph: dict[str, Any]) -> dict[str, Any]:
             continue
         blueprint = build()
         inside = inner_api(info, blueprint)
-        for promoted in blueprint.widgets:
-            inside[str(promoted.node.id)]["inputs"][promoted.widget] = node["inputs"][promoted.name]
         given = [node["inputs"][slot] for slot in blueprint.inputs]
+
+        def within(inner: str | int, key: str = key, name: str = node["class_type"]) -> str:
+            return f"{key}:{inner_id(name, int(inner))}"
+
         for inner, entry in inside.items():
-            entry["inputs"] = {name: _outside(key, value, given) for name, value in entry["inputs"].items()}
-            flat[f"{key}:{inner}"] = entry
+            entry["inputs"] = {slot: _outside(within, value, given) for slot, value in entry["inputs"].items()}
+            flat[within(inner)] = entry
+        for promoted in blueprint.widgets:  # after that: these are values and ports from outside
+            inside[str(promoted.node.id)]["inputs"][promoted.widget] = node["inputs"][promoted.name]
         for slot, port in enumerate(blueprint.outputs.values()):
-            results[key, slot] = [f"{key}:{port.node.id}", port.slot]
+            results[key, slot] = [within(port.node.id), port.slot]
     for node in flat.values():
         for name, value in node["inputs"].items():
             if isinstance(value, list) and len(value) == 2 and (value[0], value[1]) in results:
@@ -69,8 +91,8 @@ def for_api(info: Info, graph: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _outside(key: str, value: Any, given: list[Any]) -> Any:
+def _outside(within: Callable[[str], str], value: Any, given: list[Any]) -> Any:
     """An inner node's input as seen from outside the blueprint."""
     if not isinstance(value, list):
         return value
-    return given[value[1]] if value[0] == str(INPUT) else [f"{key}:{value[0]}", value[1]]
+    return given[value[1]] if value[0] == str(INPUT) else [within(value[0]), value[1]]

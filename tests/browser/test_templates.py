@@ -17,6 +17,8 @@ NAMES = (
     "compose_pictures",
     "plan_from_request",
     "try_me_move_step_by_step",
+    "ten_turns",  # of one-node blueprints
+    "soft_region",
 )
 
 
