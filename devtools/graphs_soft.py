@@ -143,8 +143,19 @@ def soft_edit(example: Example, name: str, painted: bool = False):
             if painted:
                 soft = Node("LatentLayersSoftMask", colour=KEY_NODE, inputs={"mask": mask})
                 shown = Node("MaskToImage", inputs={"mask": soft[0]})
-                masks, settings["mask"] = [soft, shown, preview("Strength", shown[0])], soft[0]
+                masks = [soft, shown, preview("Mask", shown[0])]
+                settings["mask"] = soft[0]
             nodes, result = edited(given, model[2], **settings)
+            if painted:
+                pasted = Node(
+                    "ImageCompositeMasked",
+                    "Only the masked area",
+                    inputs={
+                        "destination": picture[0], "source": result, "x": 0, "y": 0, "resize_source": False,
+                        "mask": masks[0][0],
+                    },
+                )  # fmt: skip
+                nodes, result = [*nodes, pasted], pasted[0]
             title = f"Try me: {example.title[0].lower()}{example.title[1:]}" if toy else example.title
             first = PICTURE_TOY if toy else PAINTED_REAL if painted else PICTURE_REAL
             note = SOFT.format(title=title, first=first, change=example.change)

@@ -55,6 +55,9 @@ def test_every_toy_graph_runs_and_changes_what_it_may(server, name):
             with Image.open(io.BytesIO(content)) as picture:
                 pictures[node["_meta"]["title"]] = np.asarray(picture.convert("RGB")).astype(int)
     source, result = pictures["Source"], pictures["Result"]
+    if name == "try_me_strength_sweep":  # side by side, from the source to the whole edit
+        first, *_, result = np.split(result, 4, axis=1)
+        assert np.abs(first - source).mean() < 4 < np.abs(result - source).mean()
     changed = np.abs(result - source).max(2) > 0
     assert result.shape == source.shape and changed.mean() > 0.01
     if "Truth" in pictures:
