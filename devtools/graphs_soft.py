@@ -143,7 +143,10 @@ def soft_edit(example: Example, name: str, painted: bool = False):
             if painted:
                 soft = Node("LatentLayersSoftMask", colour=KEY_NODE, inputs={"mask": mask})
                 shown = Node("MaskToImage", inputs={"mask": soft[0]})
-                masks = [soft, shown, preview("Mask", shown[0])]
+                # any strength at all may change a pixel
+                whole = Node("ThresholdMask", "All that may change", inputs={"mask": soft[0], "value": 0.0})
+                area = Node("MaskToImage", "Area as a picture", inputs={"mask": whole[0]})
+                masks = [soft, shown, preview("Strength", shown[0]), whole, area, preview("Mask", area[0])]
                 settings["mask"] = soft[0]
             nodes, result = edited(given, model[2], **settings)
             if painted:
