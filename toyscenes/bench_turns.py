@@ -1,7 +1,6 @@
 """Many turns of editing, and soft masks: what drifts where nothing was to change, and how strength follows a mask."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from ..attention.host import apply_keep_source
 from ..masks.grid import dilate
 from ..masks.threshold import threshold_changes
+from .backgrounds import KINDS
 from .pipeline import Toy, batches, images, mean
 from .scenes import COLOURS, SHAPES, Scene, random_scene
 from .text_run import fresh_start, guided
@@ -118,18 +118,19 @@ def unchanged(before: Tensor, after: Tensor, where: Tensor) -> float:
 def ramp(toy: Toy, seeds: Sequence[int], cfg: float) -> dict:
     """How the strength of an edit follows a mask that grows evenly from left (0) to right (1).
 
-    The scene is edited into another one, everywhere, once under the ramp and once under no
-    mask. Strength is how far, of the way to the second, the first has gone from the source:
-    the least-squares share of each column of latent cells, averaged over the scenes.
+    The edit is of the background, which is everywhere, drawn again from the scene's own noise,
+    once under the ramp and once under no mask. Strength is how far, of the way to the second,
+    the first has gone from the source: the least-squares share of each column of latent cells,
+    over all scenes.
     """
     seeds = seeds[:SCENES]
     scenes = [random_scene(seed, objects=(1, 3)) for seed in seeds]
-    others = [random_scene(int(np.random.default_rng([_RAMP, seed]).integers(2**31)), objects=(1, 3)) for seed in seeds]
-    # of the same kind, so that what is asked for can grow out of the source
-    prompts = [
-        replace(other, background=replace(other.background, kind=scene.background.kind)).caption()
-        for scene, other in zip(scenes, others, strict=True)
-    ]
+    prompts = []
+    for scene, seed in zip(scenes, seeds, strict=True):
+        kind = scene.background.kind
+        others = [other for other in KINDS if other != kind]
+        other = others[np.random.default_rng([_RAMP, seed]).integers(len(others))]
+        prompts.append(scene.caption().replace(f"{kind} background", f"{other} background"))
     sources = images(scenes)
     height, width = sources.shape[1:3]
     reachable, whole, soft = [], [], []  # what no edit at all decodes to, and both edits
@@ -137,12 +138,11 @@ def ramp(toy: Toy, seeds: Sequence[int], cfg: float) -> dict:
         latents = toy.encode(sources[part])
         source = toy.invert(latents)
         masks = torch.linspace(0, 1, width).expand(len(part), height, width)
-        start = fresh_start(source, torch.ones_like(masks), [seeds[i] for i in part])
         asked = [prompts[i] for i in part]
         reachable.append(toy.decode(latents))
-        whole.append(toy.decode(guided(toy, toy.model, start, source.sigmas, asked, cfg)))
+        whole.append(toy.decode(guided(toy, toy.model, source, source.sigmas, asked, cfg)))
         keep = apply_keep_source(toy.model, source, masks)
-        soft.append(toy.decode(guided(toy, keep, start, source.sigmas, asked, cfg)))
+        soft.append(toy.decode(guided(toy, keep, source, source.sigmas, asked, cfg)))
     profile = strength(torch.cat(reachable), torch.cat(whole), torch.cat(soft))
     steps = torch.linspace(0, 1, width).reshape(-1, 8).mean(1)
     return {
