@@ -75,10 +75,10 @@ SECTIONS = (
         "of one object. Instant Attention Mask runs with the node's defaults and the caption as *source_text*. "
         "DiffEdit: the difference of the noise predicted for two prompts, over 10 noises, on the same model. The mask "
         "is grown by 5 px before the picture is drawn again in it, and *Change Threshold* closes the edit.",
-        "Below what was aimed at: overlap 0.60 and 1.5 times DiffEdit's (0.58, 1.4 times), an edit in no more "
-        "evaluations than DiffEdit's (that is so for the mask and its own denoising, not for drawing the area again), "
-        "and a correlation of 0.9 under the ramp mask. The edited objects' words are often new to the picture, and the "
-        "toy model's attention has 16×16 cells of 16 pixels.",
+        "Below what was aimed at: overlap 0.60 and 1.5 times DiffEdit's (0.58, 1.4 times), and an edit in no more "
+        "evaluations than DiffEdit's (that is so for the mask and its own denoising, not for drawing the area again). "
+        "The edited object's new words are not in the picture yet, and the toy model's attention has 16×16 cells of 16 "
+        "pixels.",
     ),
     Section(
         "softedit",

@@ -193,7 +193,7 @@ def limits(toy: Toy, seeds: Sequence[int]) -> dict[str, float]:
     for case in cases(toy, seeds[:TIMED], "real"):
         trips.append(_kept_whole(toy, case, soft(toy, case.source, case.timings, lambda_s=0.0)))
         free, empty = with_tau(case.timings, 1.0), toy.condition()
-        whole, spent = _timed_run(
+        whole, _ = _timed_run(
             toy, lambda c=case, f=free, n=empty: soft(toy, c.source, f, **everywhere(negative=n, hold=0.0))
         )
         plain, plain_spent = _timed_run(toy, lambda c=case: prompt_only(toy, c.source)[1])
