@@ -1,0 +1,85 @@
+"""Where the search for an instant mask begins: words that the edit changes, and those around them."""
+
+import numpy as np
+import pytest
+import torch
+
+from latent_layers.attention.words import Prompt, Word
+from latent_layers.masks import instant
+from latent_layers.masks.instant import Given, Refinement, Settings
+
+
+def prompt_of(text):
+    words = tuple(Word(w, (n + 1,)) for n, w in enumerate(text.split()))
+    return Prompt(words, (0,), (len(words) + 1,), 77)
+
+
+@pytest.mark.parametrize(
+    ("source", "edit", "changed"),
+    [
+        ("a blue star on a wall", "a red star on a wall", ["red"]),
+        ("a blue star on a wall", "a blue letter T on a wall", ["letter", "T"]),
+        ("a blue star and a red ring", "a red star and a blue ring", ["red", "blue"]),
+        ("A Blue star", "a blue star in the snow", ["in", "the", "snow"]),
+        ("a blue star on a wall", "a star on a wall", []),
+        ("a blue star", "a blue star", []),
+    ],
+)
+def test_words_that_the_edit_changes(source, edit, changed):
+    prompt = prompt_of(edit)
+    found = instant.changed_words(prompt, prompt_of(source))
+    assert [prompt.words[n].text for n in found] == changed
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers", "together"),
+    [
+        ("a small white star on a wall", [2], ["small", "white", "star"]),
+        ("an orange cross on a wall", [0, 1], ["orange", "cross"]),  # "an" stands in for "a"
+        ("a star on a wall", [0], ["a", "star"]),
+        ("a red star and a blue ring", [1, 5], ["red", "star", "blue", "ring"]),
+    ],
+)
+def test_words_of_a_phrase(text, numbers, together):
+    found = instant.phrases(prompt_of(text), numbers)
+    assert [prompt_of(text).words[n].text for n in found] == together
+
+
+def test_a_phrase_ends_at_punctuation():
+    # "red hair, blue eyes": the comma has token 3
+    words = tuple(Word(*pair) for pair in (("red", (1,)), ("hair", (2,)), ("blue", (4,)), ("eyes", (5,))))
+    comma = Prompt(words, (0,), (6,), 77)
+    assert instant.phrases(comma, [2]) == (2, 3) and instant.phrases(comma, [0]) == (0, 1)
+
+
+def test_one_of_the_phrase_leads_unless_the_user_says_otherwise():
+    prompt = prompt_of("a red star on a wall")
+    assert instant.led_by(Given(), (1, 2)) == Given(among=(1, 2))
+    own = instant.read_roles("=star", prompt, "x")
+    assert instant.led_by(own, (1, 2)) == own
+    both = instant.read_roles("~red, -star", prompt, "x")
+    assert instant.led_by(both, (1, 2)) == both
+    one = instant.read_roles("-red", prompt, "x")
+    assert instant.led_by(one, (1, 2)) == Given({1: -1}, among=(2,))
+
+
+def test_the_clearest_map_of_the_phrase_leads():
+    generator = torch.Generator().manual_seed(3)
+    maps = torch.rand(3, 9, 13, generator=generator)
+    maps[1, 2:5, 3:8] += 3
+    assert instant.clearest(maps) == 1
+    assert instant.clearest(torch.ones(2, 4, 4)) == 0  # nothing to tell them apart by
+    by_hand = []
+    for plane in maps.double().numpy():
+        high = plane > instant.otsu(torch.from_numpy(plane))
+        by_hand.append((plane[high].mean() - plane[~high].mean()) / (plane[high].std() + plane[~high].std()))
+    assert int(np.argmax(by_hand)) == 1
+
+    # of words 2 and 4 the one with a clear map leads, although word 0's is as clear
+    attention = 0.01 * torch.rand(77, 9, 13, generator=generator)
+    attention[1, 6:, :4] += 0.5
+    attention[3, 2:5, 3:8] += 0.5
+    words = prompt_of("one two three four five")
+    run = Refinement(words, (17, 26), Settings(), Given(among=(2, 4)), "Instant Attention Mask")
+    run(attention)
+    assert [role.leads for role in run.roles] == [False, False, True, False, False]
