@@ -102,22 +102,14 @@ class AdaptiveAttentionGuider(comfy.samplers.CFGGuider):
         if self.trajectory is None:
             return
         self.trajectory.check_size(noise.shape, f"{WHO}: trajectory")
-        levels = [sigma for sigma in sigmas.tolist() if sigma > 0]
-        self.trajectory.check_schedule(levels, f"{WHO}: trajectory")
-        lowest = float(self.trajectory.sigmas[-1])
-        if levels and levels[-1] < lowest * 0.999:
-            raise ValueError(
-                f"{WHO}: the trajectory ends at sigma {lowest:.4g}, but sampling goes down to {levels[-1]:.4g}; "
-                "use a trajectory of the whole schedule"
-            )
+        self.trajectory.check_reaches([sigma for sigma in sigmas.tolist() if sigma > 0], WHO, "")
 
     def inner_sample(
         self, noise: Tensor, latent_image: Tensor, device: Any, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
         """The model is loaded: prepare the run, and drop it when it ends, also on an error."""
         sampling: Any = self.model_patcher.get_model_object("model_sampling")
-        limits = {tau: float(sampling.percent_to_sigma(1 - tau)) for tau in self.timings.token_taus().tolist()}
-        held_above = [limits[tau] for tau in self.timings.token_taus().tolist()]
+        held_above = [float(sampling.percent_to_sigma(1 - tau)) for tau in self.timings.token_taus().tolist()]
         blocks = _structure(self.model_patcher, noise.shape) if self.hold else frozenset()
         hold_above = float(sampling.percent_to_sigma(self.hold))
         try:

@@ -11,7 +11,7 @@ The cross-attention sees tokens, of which most are none of a word's: start token
 and the padding after them get much of the attention, and have partners too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -108,7 +108,7 @@ def align(source: Prompt, edit: Prompt, where: str) -> Alignment:
             f"{where}: edit_text has the same words as source_text ({listing(edit.words)}), so that nothing is "
             "edited; write into edit_text what the edited picture shows"
         )
-    partners = _common(before, after)
+    partners = matched(before, after)
     if all(partner is None for partner in partners):
         raise ValueError(
             f"{where}: edit_text ({listing(edit.words)}) shares no word with source_text ({listing(source.words)}), so "
@@ -117,7 +117,7 @@ def align(source: Prompt, edit: Prompt, where: str) -> Alignment:
     return Alignment(source, edit, partners)
 
 
-def _common(before: list[str], after: list[str]) -> tuple[int | None, ...]:
+def matched(before: Sequence[str], after: Sequence[str]) -> tuple[int | None, ...]:
     """A longest common subsequence: for each of `after` its place in `before`, or None."""
     # longest[i][j]: how many of before[i:] and after[j:] can be matched
     longest = [[0] * (len(after) + 1) for _ in range(len(before) + 1)]

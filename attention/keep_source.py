@@ -138,20 +138,10 @@ class KeepSource:
         self.trajectory.check_size(noise.shape, f"{WHO}: trajectory")
         check_batch(self.mask, noise.shape[0], WHO)
         check_aspect(self.mask, noise.shape, WHO)
-        self._check_schedule(executor.class_obj.model_patcher.get_model_object("model_sampling"), sigmas)
-        return executor(noise, latent, sampler, sigmas, *args, **kwargs)
-
-    def _check_schedule(self, sampling: Any, sigmas: Tensor) -> None:
+        sampling = executor.class_obj.model_patcher.get_model_object("model_sampling")
         levels = [sigma for sigma in sigmas.tolist() if self.range.contains(sampling, sigma)]
-        if not levels:
-            return
-        self.trajectory.check_schedule(levels, f"{WHO}: trajectory")
-        lowest = float(self.trajectory.sigmas[-1])
-        if levels[-1] < lowest * 0.999:
-            raise ValueError(
-                f"{WHO}: the trajectory ends at sigma {lowest:.4g}, but sampling is to keep the source down to "
-                f"{levels[-1]:.4g}; use a trajectory of the whole schedule, or an earlier end"
-            )
+        self.trajectory.check_reaches(levels, WHO, ", or an earlier end")
+        return executor(noise, latent, sampler, sigmas, *args, **kwargs)
 
     def sampler_sample(
         self,

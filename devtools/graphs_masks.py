@@ -168,7 +168,7 @@ def edit_by_words(toy: bool):
             colour=KEY_NODE,
             inputs={
                 "model": model[0], "clip": model[1], "text": text[0], "latent": encoded[0], "negative": empty[0],
-                "seeds": 3, "cfg": 7.5, "source_text": picture[3] if toy else "a cat on the grass",
+                "source_text": picture[3] if toy else "a cat on the grass",
             },
         )  # fmt: skip
         roles = Node("PreviewAny", "Roles of the words", 140, {"source": found[3]})

@@ -104,19 +104,9 @@ class ProximalGuidance:
         self.trajectory.check_size(noise.shape, f"{WHO}: trajectory")
         if self.settings.strength > 0:
             sampling = executor.class_obj.model_patcher.get_model_object("model_sampling")
-            self._check_schedule([sigma for sigma in sigmas.tolist() if self.range.contains(sampling, sigma)])
+            levels = [sigma for sigma in sigmas.tolist() if self.range.contains(sampling, sigma)]
+            self.trajectory.check_reaches(levels, WHO, ", or set recon_strength to 0")
         return executor(noise, latent, sampler, sigmas, *args, **kwargs)
-
-    def _check_schedule(self, levels: list[float]) -> None:
-        if not levels:
-            return
-        self.trajectory.check_schedule(levels, f"{WHO}: trajectory")
-        lowest = float(self.trajectory.sigmas[-1])
-        if levels[-1] < lowest * 0.999:
-            raise ValueError(
-                f"{WHO}: the trajectory ends at sigma {lowest:.4g}, but sampling goes down to {levels[-1]:.4g}; "
-                "use a trajectory of the whole schedule, or set recon_strength to 0"
-            )
 
     def sampler_sample(
         self, executor: Callable[..., Tensor], guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any,

@@ -267,6 +267,20 @@ class Trajectory:
                 + remedy
             )
 
+    def check_reaches(self, sigmas: Sequence[float], who: str, remedy: str) -> None:
+        """Raise ValueError unless this trajectory has all of the descending σs, as `check_schedule` and to the last.
+
+        `who` names the node, `remedy` says what to do about one that ends too early.
+        """
+        if not sigmas:
+            return
+        self.check_schedule(sigmas, f"{who}: trajectory")
+        if sigmas[-1] < self._levels[-1] * 0.999:
+            raise ValueError(
+                f"{who}: the trajectory ends at sigma {self._levels[-1]:.4g}, but sampling needs it down to "
+                f"{sigmas[-1]:.4g}; use a trajectory of the whole schedule{remedy}"
+            )
+
     def check_size(self, shape: Sequence[int], where: str) -> None:
         """Raise ValueError unless latents of `shape` (B, C, H, W) fit: same grid and channels, batch equal or 1."""
         batch, channels, *size = shape

@@ -20,7 +20,6 @@ word leads whose map parts most clearly into two.
 Maps are (..., N, h, w): N words on a grid of any size, in float32.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -28,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention.alignment import matched
 from ..attention.words import Prompt, Word, find_words, listing
 
 SIGMA = 1.1  # of a 5x5 Gaussian, as OpenCV chooses it for that size
@@ -221,8 +221,7 @@ def changed_words(prompt: Prompt, source: Prompt) -> tuple[int, ...]:
     from "a blue star and a red ring", although it has the same words.
     """
     before, after = ([word.text.lower() for word in p.words] for p in (source, prompt))
-    steps = difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
-    return tuple(n for kind, _, _, start, end in steps if kind != "equal" for n in range(start, end))
+    return tuple(n for n, partner in enumerate(matched(before, after)) if partner is None)
 
 
 def phrases(prompt: Prompt, numbers: Sequence[int]) -> tuple[int, ...]:

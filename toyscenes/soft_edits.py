@@ -22,10 +22,9 @@ from torch import Tensor
 
 from .background_kind import background_kind, object_labels
 from .backgrounds import random_background
-from .host import image_tensor
 from .measure import Found, find_objects
 from .scenes import COLOURS, LARGE, SMALL, Scene, SceneObject, random_scene
-from .word_edits import word_edit
+from .word_edits import PromptedEdit, word_edit
 
 TASKS = ("colour", "shape", "background", "size", "count")
 SEEN = 0.9  # share of an object that nothing may hide
@@ -37,33 +36,8 @@ _GROWN, _SHRUNK = (LARGE + 0.01, LARGE + 0.04), (SMALL - 0.04, SMALL - 0.01)
 
 
 @dataclass(frozen=True)
-class SoftEdit:
-    """A source, the prompt of an edit, and how it should look. Pictures are (1, H, W, 3), masks (1, H, W)."""
-
-    task: str
-    scene: Scene
-    truth: Scene
-    index: int  # of the object that the edit is about, in both; of no meaning for backgrounds
-
-    @property
-    def source_image(self) -> Tensor:
-        """IMAGE of the source."""
-        return image_tensor(self.scene.image())
-
-    @property
-    def truth_image(self) -> Tensor:
-        """IMAGE of the truth."""
-        return image_tensor(self.truth.image())
-
-    @property
-    def caption(self) -> str:
-        """What the source shows."""
-        return self.scene.caption()
-
-    @property
-    def prompt(self) -> str:
-        """What the edited picture should show."""
-        return self.truth.caption()
+class SoftEdit(PromptedEdit):
+    """One attribute of the caption changes; `index` has no meaning for backgrounds."""
 
     @property
     def area(self) -> Tensor:

@@ -27,7 +27,7 @@ _SINGULAR = {**{shape.split()[0] + "s": shape.split()[0] for shape in SHAPES}, "
 
 
 @dataclass(frozen=True)
-class WordEdit:
+class PromptedEdit:
     """A source, the prompt of an edit, and how it should look. Pictures are (1, H, W, 3), masks (1, H, W)."""
 
     task: str
@@ -54,6 +54,11 @@ class WordEdit:
     def prompt(self) -> str:
         """What the edited picture should show."""
         return self.truth.caption()
+
+
+@dataclass(frozen=True)
+class WordEdit(PromptedEdit):
+    """An object gets another colour or another shape."""
 
     @property
     def mask(self) -> Tensor:
