@@ -172,7 +172,7 @@ def edit_by_words(toy: bool):
             },
         )  # fmt: skip
         roles = Node("PreviewAny", "Roles of the words", 140, {"source": found[3]})
-        mask = grown_mask(found[0], 12 if toy else 40)
+        mask = grown_mask(found[0], 18 if toy else 40)
         shown = Node("MaskToImage", inputs={"mask": mask[0]})
         middle, result = fill_groups(3, model, picture[0], mask[0], text[0], 7.5)
         note = WORDS.format(title=title, first=PICTURE_TOY if toy else PICTURE_REAL)
