@@ -1,7 +1,7 @@
 """Cross-attention maps of a model's evaluation: how much each cell looks at each token.
 
 A map is softmax(q k^T / sqrt(d)) over all tokens, averaged over heads and over the chosen
-blocks, of the positive conditioning only. q and k are those that the attention itself is
+blocks, of one conditioning only, the positive one unless the negative is wanted. q and k are those that the attention itself is
 given, so whatever other patches did to them is in the map. The map is computed beside the
 attention, which runs untouched, in every backend; only the chosen blocks pay for it, and
 nothing is kept but their running sum.
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NOTHING = (
-    "no evaluation of the positive conditioning has run on the patched model since the last time; "
+    "no evaluation of the conditioning has run on the patched model since the last time; "
     "read the maps during the run, they are freed when it ends"
 )
 
@@ -49,10 +49,10 @@ class Capture:
     Made for one run: `take` them between one evaluation and the next.
     """
 
-    def __init__(self, blocks: Iterable[tuple[Any, ...]], tokens: int) -> None:
-        """blocks: `Block`s or their keys (side, number, depth); tokens: those of the positive conditioning."""
+    def __init__(self, blocks: Iterable[tuple[Any, ...]], tokens: int, of: str = "positive") -> None:
+        """blocks: `Block`s or their keys (side, number, depth); tokens: those of the conditioning; of: which one."""
         self.blocks: frozenset[tuple[str, int, int]] = frozenset((b[0], b[1], b[2]) for b in blocks)
-        self.tokens = tokens
+        self.tokens, self.of = tokens, of
         if not self.blocks or tokens < 1:
             raise ValueError(f"cross-attention capture: {len(self.blocks)} blocks and {tokens} tokens; give some")
         self.cleanup()
@@ -102,7 +102,7 @@ class _Layout(NamedTuple):
 
 
 class CapturePass:
-    """One call of the UNet that computes the positive conditioning: rows `chunk` of `chunks` in its batch.
+    """One call of the UNet that computes the conditioning: rows `chunk` of `chunks` in its batch.
 
     What is noted between `mark` and the attention lives here, and so ends with the call.
     """

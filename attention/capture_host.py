@@ -1,7 +1,7 @@
 """Cross-attention capture on ComfyUI's models, and the words of its tokenizers.
 
 The order of a model evaluation decides where the parts sit. `predict_noise` (the sampler asks
-once) opens an evaluation; the first batch of conditionings that has the positive one in it is
+once) opens an evaluation; the first batch of conditionings that has the wanted one in it is
 the sampler's own, what guidance adds after it is not; in the UNet call of that batch, where
 the options of all packs and hooks are final, the capture is put in.
 """
@@ -50,16 +50,16 @@ def blocks_near(model: ModelPatcher, latent: Sequence[int], who: str, cells: int
 
 
 class _Evaluation:
-    """One question of the sampler to the model; which conditioning is its positive one."""
+    """One question of the sampler to the model; which conditioning is the wanted one."""
 
-    def __init__(self, positive: list[dict[str, Any]] | None, timestep: Tensor) -> None:
-        entry = next((entry for entry in positive or () if _is_whole(entry) and _acts(entry, timestep)), {})
+    def __init__(self, wanted: list[dict[str, Any]] | None, timestep: Tensor) -> None:
+        entry = next((entry for entry in wanted or () if _is_whole(entry) and _acts(entry, timestep)), {})
         self.uuid = entry.get("uuid")
         self.tokens = _tokens(entry)
         self.begun = False
 
     def asks_for(self, conds: list[list[dict[str, Any]] | None]) -> bool:
-        """Whether the positive conditioning is among those that are computed together."""
+        """Whether the wanted conditioning is among those that are computed together."""
         return any(entry.get("uuid") == self.uuid for group in conds if group is not None for entry in group)
 
 
@@ -109,7 +109,7 @@ class Capturing:
         """Before the model is loaded: is this the conditioning of the prompt that was read?"""
         if noise.ndim != 4:
             raise ValueError(f"{self.who}: the latent has {noise.ndim} dimensions; pictures (4) have maps, not video")
-        for entry in executor.class_obj.conds.get("positive") or ():
+        for entry in executor.class_obj.conds.get(self.capture.of) or ():
             if _is_whole(entry):
                 self._check_tokens(_tokens(entry))
         return executor(noise, *args, **kwargs)
@@ -117,17 +117,17 @@ class Capturing:
     def _check_tokens(self, tokens: int) -> None:
         if tokens != self.capture.tokens:
             raise ValueError(
-                f"{self.who}: the positive conditioning has {tokens} tokens, but its text has {self.capture.tokens}; "
+                f"{self.who}: the {self.capture.of} conditioning has {tokens} tokens, but its text has {self.capture.tokens}; "
                 f"make the conditioning of this text alone, with the same CLIP"
             )
 
     def predict_noise(
         self, executor: Callable[..., Tensor], x: Tensor, timestep: Tensor, model_options: dict[str, Any], *args: Any
     ) -> Tensor:
-        """A new evaluation, of the guider's positive conditioning."""
-        positive = getattr(executor.class_obj, "conds", {}).get("positive")
-        evaluation = _Evaluation(positive, timestep)
-        nothing = "no positive conditioning covers the whole picture at this noise level"
+        """A new evaluation, of the guider's conditioning."""
+        wanted = getattr(executor.class_obj, "conds", {}).get(self.capture.of)
+        evaluation = _Evaluation(wanted, timestep)
+        nothing = f"no {self.capture.of} conditioning covers the whole picture at this noise level"
         self.capture.begin(nothing if evaluation.uuid is None else "")
         return executor(x, timestep, _with(model_options, self._evaluation_key, evaluation), *args)
 
@@ -137,7 +137,7 @@ class Capturing:
         """The sampler's own batch of an evaluation is captured, later ones that guidance adds are not.
 
         Where there is no sampler (a caller evaluates the model himself), every batch is an
-        evaluation and its first conditioning the positive one.
+        evaluation and its first conditioning the wanted one.
         """
         evaluation = model_options.get("transformer_options", {}).get(self._evaluation_key)
         if evaluation is None:
@@ -160,7 +160,7 @@ class Capturing:
         transformer_options: dict[str, Any] = {},  # noqa: B006  the host's own signature
         **kwargs: Any,
     ) -> Tensor:
-        """A call of the UNet: if the positive conditioning is in its batch, with the capture on it."""
+        """A call of the UNet: if the wanted conditioning is in its batch, with the capture on it."""
         wanted, uuids = transformer_options.get(self._row_key), transformer_options.get("uuids", [])
         if wanted in uuids:
             run = CapturePass(self.capture, uuids.index(wanted), len(uuids))
@@ -211,7 +211,7 @@ def _attend(
 
 
 def apply_capture(model: ModelPatcher, capture: Capture, who: str) -> ModelPatcher:
-    """A clone of a model whose evaluations leave the positive conditioning's maps in `capture`.
+    """A clone of a model whose evaluations leave the maps of `capture.of`, the positive conditioning, in `capture`.
 
     After every evaluation of a sampler, `capture.take()` has its maps; they are freed when the
     run ends. The predictions are those of the given model, bit for bit.

@@ -21,6 +21,7 @@ from .layers import Layer, Move
 
 CELL = 8  # pixels per latent cell of every SD 1.x and SDXL autoencoder
 REST = 1 / 64  # pixels; what remains of a move below this is no reason to resample
+SOLID = 0.999  # of a mask: here the layer covers a pixel whole
 EDGE = 2.0  # pixels at a mask's rim whose colour is taken from inside, as it is mixed with what lay behind
 
 Cells = tuple[int, int]
@@ -176,7 +177,7 @@ def clean_rim(picture: Tensor, mask: Tensor) -> Tensor:
     Pixels that the mask covers in part show what lies behind as well; carried along, that
     would be a fringe at the new place.
     """
-    inside = mask >= 0.999
+    inside = mask >= SOLID
     if not inside.any():
         return picture
     box = tuple(_extent(inside.amax(axis), math.ceil(EDGE)) for axis in (1, 0))

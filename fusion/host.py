@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..inversion.trajectory import Trajectory
 from .geometry import CELL
-from .layered import Content, Layout, Placed, digest
+from .layered import Content, Layout, digest
 
 _PROGRESS_KEY = "latent_layers_progress"
 
@@ -32,7 +32,7 @@ class EditSettings:
     blocks: str = "all"
     refinements: int = 0
     ignore_layers: bool = False  # hide what the other layers show from the areas that are filled
-    keep_pixels: bool = True  # layers show their own pixels in the end, not what the VAE made of them
+    keep_pixels: bool = True  # layers show their own pixels in the end, their surroundings lose no detail to the VAE
 
     @property
     def filled(self) -> int:
@@ -79,17 +79,26 @@ class EditGraph:
             key = f"filled {key} {replace(settings, keep_pixels=True)} {masks}"
             canvas = self._remembered(key, filled)
             behind = self._composite(behind, self._decoded(self._predicted(canvas)), layout.hole)
+        laid = placed = None
         if layout.placed:
             inverted = (low, settings.steps - settings.filled) if layout.occluded is None else whole
-            canvas = self._fuse(canvas, source, behind, inverted)
+            laid = self._laid(behind)
+            placed = self.graph.node("VAEEncode", pixels=laid, vae=self.vae).out(0)
+            canvas = self._fuse(canvas, source, placed, inverted)
         if layout.occluded is not None:
             canvas = self._fill(canvas, canvas, layout.occluded, high, artifact_mask, None)
         model = self._keep(self._model(settings.steps - settings.filled), source, layout.edited)
         latent = self._sample(model, low, canvas).out(1)
         decoded = self._decoded(latent)
         if settings.keep_pixels and layout.placed:
+            detailed = self.graph.node(
+                "LatentLayersDetail", decoded=decoded, laid=laid, round_trip=self._decoded(placed)
+            ).out(0)
+            # what is completed is not in the picture that was laid out
+            if layout.completed is not None:
+                detailed = self._composite(detailed, decoded, layout.completed)
             own, kept = layout.own_pixels()
-            decoded = self._composite(decoded, self._value(own), kept)
+            decoded = self._composite(detailed, self._value(own), kept)
         final = self._composite(self._value(full_source), decoded, layout.edited)
         self._share_progress()
         return final, self.graph.finalize()
@@ -170,34 +179,32 @@ class EditGraph:
             mask=self._value(mask),
         ).out(0)  # fmt: skip
 
-    def _fuse(self, canvas: Link, source: Link, behind: Link, sigmas: tuple[Link, int]) -> Link:
-        """Lay the layers on what is behind them, in pixels, and that over the canvas.
+    def _fuse(self, canvas: Link, source: Link, placed: Link, sigmas: tuple[Link, int]) -> Link:
+        """Lay the latent of what has the layers on it over the canvas.
 
         Pieces of the source that only move by whole cells bring their own noise with them.
         Where one is resampled, the picture with all layers is inverted once, as far as needed.
         """
         layout = self.layout
-        for part in layout.placed:
-            behind = self._laid_on(behind, part)
-        latent = self.graph.node("VAEEncode", pixels=behind, vae=self.vae).out(0)
         if layout.needs_inversion:
-            own = self._invert(latent, *sigmas)
+            own = self._invert(placed, *sigmas)
             return self.graph.node(
                 "LatentLayersFuseLayer", canvas=canvas, layer=own, mask=self._value(layout.covered), moves="0, 0",
-                placed=latent,
+                placed=placed,
             ).out(0)  # fmt: skip
         for part in layout.placed:
             moves = "; ".join(f"{CELL * right}, {CELL * down}" for right, down in part.moves)
             canvas = self.graph.node(
                 "LatentLayersFuseLayer", canvas=canvas, layer=source, mask=self._value(part.on_canvas.mask),
-                moves=moves, placed=latent,
+                moves=moves, placed=placed,
             ).out(0)  # fmt: skip
         return canvas
 
-    def _laid_on(self, behind: Link, part: Placed) -> Link:
-        return self.graph.node(
-            "LatentLayersLayOn", canvas=behind, part=Content(part, part.key)
-        ).out(0)  # fmt: skip
+    def _laid(self, behind: Link) -> Link:
+        """The layers laid on what is behind them, in pixels, back to front."""
+        for part in self.layout.placed:
+            behind = self.graph.node("LatentLayersLayOn", canvas=behind, part=Content(part, part.key)).out(0)
+        return behind
 
 
 def in_model_units(trajectory: Trajectory, samples: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..masks.grid import as_mask, check_aspect, dilate
 from .fuse import moved_mask
-from .geometry import CELL, Cells, Placement, clean_rim, inward, lay_on, shifted, split_move, transform_layer
+from .geometry import CELL, SOLID, Cells, Placement, clean_rim, inward, lay_on, shifted, split_move, transform_layer
 from .layers import LARGEST_SCALE, SMALLEST_SCALE, Layer, Move, in_order
 
 DILATION = 20 / 1024  # of the width: DesignEdit's for objects that are removed or moved
@@ -53,6 +53,7 @@ class Layout:
     hole: Tensor | None  # everything that is removed, dilated; None: nothing is
     edited: Tensor  # everything that may change
     occluded: Tensor | None  # parts of moved layers that something hid, to be filled from the layer itself
+    completed: Tensor | None  # the same, dilated
 
     @property
     def needs_inversion(self) -> bool:
@@ -73,9 +74,8 @@ class Layout:
     def own_pixels(self) -> tuple[Tensor, Tensor]:
         """The layers' own pixels at their places, IMAGE (1, H, W, 3), and where to keep them, MASK (1, H, W).
 
-        Well inside a layer the mask is 1. It falls to 0 where the layer covers half a pixel:
-        further out the model has mixed the layer with what lies behind. Nothing is kept where
-        an occluder hid the layer.
+        The mask is 1 where a layer covers a pixel whole, else 0: at its rim the layer is mixed with
+        what lies behind. Nothing is kept where an occluder hid the layer.
         """
         picture, kept = torch.zeros_like(self.source), torch.zeros_like(self.edited)
         for part in self.placed:
@@ -84,7 +84,7 @@ class Layout:
             pixels = clean_rim(placement.picture[0], placement.mask[0]).movedim(2, 0)
             for right, down in part.moves:
                 way = CELL * right, CELL * down
-                inner = (2 * shifted(seen, *way) - 1).clamp(min=0)
+                inner = (shifted(seen, *way) >= SOLID).float()
                 own = shifted(pixels, *way).movedim(0, 2)
                 picture = torch.where(inner.unsqueeze(-1) > 0, own, picture)
                 kept = torch.maximum(kept * (1 - shifted(placement.mask, *way)), inner)
@@ -119,10 +119,10 @@ def lay_out(source: Tensor, layers: Sequence[Layer], dilation: float = DILATION,
     hole = torch.stack(holes).amax(0) if holes else None
     placed = tuple(part for layer in prepared for part in places_of(canvas, layer, where))
     occluded = _occluded(placed, hole)
+    completed = None if occluded is None else _grown(occluded, dilation)
     # what stays where it is changes nothing, but is laid over what now lies behind it
     changed = [_grown(moved_mask(part.on_canvas.mask, part.changes), dilation) for part in placed if part.changes]
-    filled = [hole, None if occluded is None else _grown(occluded, dilation)]
-    areas = [area for area in (*filled, *changed) if area is not None]
+    areas = [area for area in (hole, completed, *changed) if area is not None]
     if not areas:
         raise ValueError(
             f"{where}: no layer is removed, moved or changed; give one a move, a scale, a rotation or a flip"
@@ -130,7 +130,17 @@ def lay_out(source: Tensor, layers: Sequence[Layer], dilation: float = DILATION,
     edited = torch.stack(areas).amax(0)
     if bool((edited > 0).all()):
         raise ValueError(f"{where}: the layers cover the whole picture; leave something around them")
-    return Layout(canvas, prepared, placed, hole, edited, occluded)
+    return Layout(canvas, prepared, placed, hole, edited, occluded, completed)
+
+
+def with_detail(decoded: Tensor, laid: Tensor, round_trip: Tensor) -> Tensor:
+    """What the model made of a picture, with the detail that the autoencoder loses given back.
+
+    Receives IMAGEs (B, H, W, 3): the result as decoded, the picture with the layers laid on it
+    that the model began with, and that picture once through the autoencoder. Where the model
+    has changed nothing the result is the picture itself, to the last bit.
+    """
+    return (laid + (decoded - round_trip)).clamp(0, 1)
 
 
 def whole_cells(picture: Tensor) -> Tensor:

@@ -11,33 +11,30 @@ Masks", AAAI 2024), section 4.2. The cross-attention of one evaluation becomes t
 4. the mean of the +1 maps less that of the -1 maps, blurred, is the refined map A_ref, and what
    exceeds phi in it is the mask M_t.
 
-Where it is known what the source shows, step 2's index word is sought in another way: with
-little to tell the start token's inverse from a blank page, words that look nowhere often win
-there. A changed word itself may look anywhere, since what it names is not in the picture yet,
-but the words around it ("a large [purple] ring") look at the same thing. So of its phrase that
-word leads whose map parts most clearly into two.
+Two things are done otherwise. In step 4 the map follows the edges of the picture's own latent
+(`masks.edges`) where the article blurs it. And where it is known what the source shows, what the
+edit replaces is looked for in the attention to the source's words (`masks.instant_words`), and
+step 2's index word is sought in another way: with little to tell the start token's inverse from
+a blank page, words that look nowhere often win there. The words around a word that is replaced
+("a large [red] ring") look at the same thing as it does. So of its phrase that word leads whose
+map parts most clearly into two.
 
 Maps are (..., N, h, w): N words on a grid of any size, in float32.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention.alignment import matched
-from ..attention.words import Prompt, Word, find_words, listing
+from ..attention.words import Prompt, Word, listing
+from .edges import following
+from .instant_words import Given
 
 SIGMA = 1.1  # of a 5x5 Gaussian, as OpenCV chooses it for that size
 AUTOMATIC = -1.0  # as a threshold: Otsu's
-ROLES = {"+": 1, "-": -1, "~": 0, "=": 1}
-LEADS = "="
-FUNCTION_WORDS = frozenset(
-    ("a", "an", "the", "and", "or", "of", "on", "in", "at", "by", "to", "with", "without", "from", "under", "over",
-     "behind", "beside", "near", "is", "are", "its", "his", "her", "their")
-)  # fmt: skip
 
 # Relative spread below which a map says nothing: what float32 arithmetic makes of a constant.
 FLAT = 1e-5
@@ -45,12 +42,13 @@ FLAT = 1e-5
 
 @dataclass(frozen=True)
 class Settings:
-    """The article's parameters; its own values are 0.9, 0.6, 0.2, True, True, True and False.
+    """The article's parameters; its own are 0.9, 0.6 and 0.2, neither correlation nor edges, all else True.
 
     lambda1       similarity to the index word from which a word belongs to the object (+1)
     lambda2       similarity up to which it belongs to the rest (-1)
     phi           what of the refined map, in [0, 1], is mask; -1 is Otsu's threshold, for each step
-    blur          two 5x5 Gaussians before the threshold
+    edges         before the threshold the map follows the edges of the picture's latent
+    blur          without that: two 5x5 Gaussians
     invert_start  the reference is 1 - the start token's map; False is the article's text
     running_mean  attention averaged over all steps so far; False is the current step's alone
     correlation   words are compared by correlation; False is the article's cosine, for which an even
@@ -65,6 +63,7 @@ class Settings:
     invert_start: bool = True
     running_mean: bool = True
     correlation: bool = True
+    edges: bool = True
     refine: bool = True
 
     def check(self, who: str) -> None:
@@ -79,6 +78,10 @@ class Settings:
                 "so that no word is both object and background"
             )
         check_threshold(self.phi, who, "phi")
+
+    def mask(self, refined: Tensor) -> Tensor:
+        """What of A_ref (h, w) exceeds phi, 0 or 1."""
+        return (refined > (otsu(refined) if self.phi == AUTOMATIC else self.phi)).float()
 
 
 def check_threshold(value: float, who: str, name: str) -> None:
@@ -102,20 +105,6 @@ class Role:
     def __str__(self) -> str:
         sign = f"{self.position:+d}" if self.position else "0"
         return f"{self.word} {sign} ({'leads' if self.leads else f'similarity {self.similarity:.2f}'})"
-
-
-@dataclass(frozen=True)
-class Given:
-    """What is decided before the attention is seen.
-
-    positions  P_n that the user gives, by number of the word
-    leads      words that lead together in place of an index word
-    among      where none does: words of which the index word is one, whose map parts most clearly
-    """
-
-    positions: Mapping[int, int] = field(default_factory=dict)
-    leads: tuple[int, ...] = ()
-    among: tuple[int, ...] = ()
 
 
 def min_max(maps: Tensor) -> Tensor:
@@ -192,65 +181,6 @@ def gaussian_blur(plane: Tensor) -> Tensor:
     return F.conv2d(rows, weights.view(1, 1, 1, 5))[0, 0]
 
 
-def read_roles(text: str, prompt: Prompt, who: str) -> Given:
-    """Roles that the user gives to words: "+star, -background, ~red, =circle".
-
-    + or no sign is +1, - is -1, ~ is 0. = is +1, and the word leads: the others are compared with
-    it (with all of these) instead of the index word. A later term overrides an earlier one.
-    Raises ValueError for a word that the prompt lacks, and where no word could be +1.
-    """
-    positions: dict[int, int] = {}
-    leads: set[int] = set()
-    for term in (term.strip() for term in text.split(",")):
-        if not term:
-            continue
-        name = term[1:].strip() if term[0] in ROLES else term
-        for word in find_words(prompt, name or term, who):
-            number = prompt.words.index(word)
-            positions[number] = ROLES.get(term[0], 1)
-            (leads.add if term[0] == LEADS else leads.discard)(number)
-    if len(positions) == len(prompt.words) and 1 not in positions.values():
-        raise ValueError(f"{who}: words {text!r} leaves no word to make the mask of; give one a +")
-    return Given(positions, tuple(sorted(leads)))
-
-
-def changed_words(prompt: Prompt, source: Prompt) -> tuple[int, ...]:
-    """Numbers of the words of an edit prompt that the source's prompt has not, or has elsewhere.
-
-    Both are read in order, so that "a red star and a blue ring" is a change of "red" and "blue"
-    from "a blue star and a red ring", although it has the same words.
-    """
-    before, after = ([word.text.lower() for word in p.words] for p in (source, prompt))
-    return tuple(n for n, partner in enumerate(matched(before, after)) if partner is None)
-
-
-def phrases(prompt: Prompt, numbers: Sequence[int]) -> tuple[int, ...]:
-    """Numbers of the words that stand together with some words: up to a function word or punctuation.
-
-    Function words among `numbers` count only where there is nothing else: "a red ring" becomes
-    "an orange ring" by its colour, not by its article.
-    """
-    words = prompt.words
-    meant = [n for n in numbers if words[n].text not in FUNCTION_WORDS] or list(numbers)
-    found = set(meant)
-    for number in meant:
-        for step in (1, -1):
-            here = number
-            while 0 <= here + step < len(words) and words[here + step].text not in FUNCTION_WORDS:
-                first, second = sorted((here, here + step))
-                if words[second].tokens[0] != words[first].tokens[-1] + 1:
-                    break  # a comma has a token of its own
-                here += step
-                found.add(here)
-    return tuple(sorted(found))
-
-
-def led_by(given: Given, among: Sequence[int]) -> Given:
-    """Roles in which one of some words leads, unless the user has said which do, or has given all of these a role."""
-    free = tuple(n for n in among if n not in given.positions)
-    return given if given.leads or not free else replace(given, among=free)
-
-
 def clearest(maps: Tensor) -> int:
     """Which of N maps (N, h, w) parts most clearly into two: the largest Fisher ratio at Otsu's threshold.
 
@@ -282,8 +212,18 @@ class Refinement:
         settings: Settings | None = None,
         given: Given | None = None,
         who: str = "Instant Attention Mask",
+        guide: Tensor | None = None,
     ) -> None:
-        """`size` is the grid (h, w) of the masks; `given` is what the user has decided, see `read_roles`."""
+        """Args as the run has them.
+
+        Args:
+            prompt: whose words are asked.
+            size: grid (h, w) of the masks.
+            settings: the article's parameters.
+            given: what is decided beforehand, see `instant_words.read_roles`.
+            who: the node, for errors.
+            guide: the picture's latent (C, h, w), whose edges the masks follow; None: none are.
+        """
         self.words: tuple[Word, ...] = prompt.words
         self.settings = settings if settings is not None else Settings()
         self.roles: tuple[Role, ...] = ()
@@ -291,6 +231,9 @@ class Refinement:
         self._size = size
         self._given = given if given is not None else Given()
         self._who = who
+        self._follow: Callable[[Tensor], Tensor] | None = None
+        if guide is not None and self.settings.edges:
+            self._follow = following(guide)
         self._sum: Tensor | None = None
         self._steps = 0
 
@@ -312,11 +255,12 @@ class Refinement:
         if not self.roles:
             self.roles = self._choose(start, maps)
         refined = refined_map(maps, [role.position for role in self.roles])
-        if self.settings.blur:
+        if self._follow is not None:
+            refined = self._follow(refined)
+        elif self.settings.blur:
             refined = gaussian_blur(gaussian_blur(refined))
         refined = min_max(refined)
-        phi = otsu(refined) if self.settings.phi == AUTOMATIC else self.settings.phi
-        return (refined > phi).float(), refined
+        return self.settings.mask(refined), refined
 
     def _choose(self, start: Tensor, maps: Tensor) -> tuple[Role, ...]:
         """Every word's role, from the first step's maps; a prompt of one word has no choice."""
@@ -339,6 +283,19 @@ class Refinement:
                 "one a +"
             )
         return tuple(Role(names[n], position[n], similarity[n], n in leads) for n in range(len(names)))
+
+
+class Refinements:
+    """The mask module of several texts, each with its own attention: what any of them asks for is mask."""
+
+    def __init__(self, parts: Sequence[Refinement]) -> None:
+        self.parts = tuple(parts)
+
+    def __call__(self, attention: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """M_t and A_ref as of a Refinement, from one step's attention to each text."""
+        refined = [part(given)[1] for part, given in zip(self.parts, attention, strict=True)]
+        together = torch.stack(refined).amax(0)
+        return self.parts[0].settings.mask(together), together
 
 
 def named_map(attention: Tensor, words: Sequence[Word]) -> Tensor:

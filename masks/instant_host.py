@@ -21,29 +21,29 @@ from ..attention.capture import Capture
 from ..attention.capture_host import apply_capture, blocks_near, read_prompt
 from ..attention.keep_source import blend
 from ..attention.schedule import PercentRange, check_range
-from ..attention.words import Prompt, Word, find_words
+from ..attention.words import Prompt, Word, find_words, listing
 from ..inversion.host import intermediate, model_family, sample_counted
 from ..inversion.trajectory import Trajectory
+from .edges import GuidedFilter
 from .instant import (
     AUTOMATIC,
     Refinement,
+    Refinements,
     Role,
     Settings,
-    changed_words,
     check_threshold,
-    led_by,
     min_max,
     named_map,
     otsu,
-    phrases,
-    read_roles,
     resize,
     strip,
 )
+from .instant_words import Given, changed_words, gone_and_added, led_by, phrases, read_roles
 
 INSTANT = "Instant Attention Mask"
 WORD = "Word Mask"
 _KEY = "latent_layers_instant_mask"
+_CONDITIONINGS = {"text": "positive", "source_text": "negative"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class InstantMask:
 
     hard, soft    the last M_t and its map before the threshold, (1, H, W) at image size
     edited        the first seed's edit, (1, C, h, w) as a LATENT holds it
-    roles         of the prompt's words, in its order
+    roles         of the words of each text that was asked, in its order
     masks, maps   M_t and the refined map of every evaluation, (S, h, w) on the latent grid
     evaluations   pictures that went through the UNet
     """
@@ -60,14 +60,14 @@ class InstantMask:
     hard: Tensor
     soft: Tensor
     edited: Tensor
-    roles: tuple[Role, ...]
+    roles: dict[str, tuple[Role, ...]]
     masks: Tensor
     maps: Tensor
     evaluations: int
 
     def roles_text(self) -> str:
-        """One line for each word: `red +1 (similarity 1.00)`."""
-        return "\n".join(map(str, self.roles))
+        """A line for each text, and one for each of its words: `red +1 (similarity 1.00)`."""
+        return "\n".join(line for text, roles in self.roles.items() for line in (f"{text}:", *map(str, roles)))
 
     def strip(self) -> Tensor:
         """M_t over the steps, IMAGE (1, H, W, 3)."""
@@ -82,8 +82,9 @@ class InstantBlend:
     model is asked, so any sampler works, and the prediction is the source where M_t is 0.
     """
 
-    def __init__(self, capture: Capture, refinement: Refinement) -> None:
-        self.capture = capture
+    def __init__(self, captures: Sequence[Capture], refinement: Refinements) -> None:
+        """One capture for each text that the refinement takes."""
+        self.captures = captures
         self.refinement = refinement
         self.masks: list[Tensor] = []
         self.maps: list[Tensor] = []
@@ -123,7 +124,7 @@ class InstantBlend:
         if self.masks:
             x = x.copy_(blend(x, self._source(timestep.flatten()[:1]), self._mask()))
         denoised = executor(x, timestep, *args, **kwargs)
-        mask, refined = self.refinement(self.capture.take().mean(0))
+        mask, refined = self.refinement([capture.take().mean(0) for capture in self.captures])
         self.masks.append(mask)
         self.maps.append(refined)
         return torch.where(self._mask() > 0, denoised, self._clean)
@@ -157,8 +158,9 @@ def instant_mask(
     latent     the source (1, C, h, w) in LATENT's units
     seeds      pictures that are noised and denoised together; their attention is averaged
     strength   r, the share of `steps` that is noised and denoised, 0 < r < 1
-    words      roles that the user gives, see `instant.read_roles`
-    source_text  what the source shows; then one of the words where `text` differs leads the search
+    words      roles that the user gives to the words of `text`, see `instant_words.read_roles`
+    source_text  what the source shows. It takes the place of `negative`, so that guidance leads from it
+               to `text`, and what `text` replaces is looked for in its attention
 
     The UNet is evaluated as often as the plain edit would, and not once more. Raises ValueError
     for inputs that do not fit, before anything is encoded or loaded.
@@ -173,22 +175,23 @@ def instant_mask(
     if seeds < 1 or steps < 2:
         raise ValueError(f"{INSTANT}: seeds is {seeds} and steps is {steps}; use at least 1 seed and 2 steps")
     _check_latent(model, latent)
-    prompt = _read(clip, text, INSTANT)
+    prompt, source_prompt = _read(clip, text, INSTANT), None
     given = read_roles(words, prompt, INSTANT)
     if source_text.strip():
-        changed = changed_words(prompt, _read(clip, source_text, INSTANT))
-        if not changed:
-            raise ValueError(
-                f"{INSTANT}: text says nothing that source_text does not; write into text what the edit should show"
-            )
-        given = led_by(given, phrases(prompt, changed))
-    capture = Capture(blocks_near(model, latent.shape, INSTANT), prompt.length)
-    run = InstantBlend(capture, Refinement(prompt, (latent.shape[-2], latent.shape[-1]), settings, given, INSTANT))
+        source_prompt = _read(clip, source_text, INSTANT)
+        negative = clip.encode_from_tokens_scheduled(clip.tokenize(source_text))
+    asked = _asked(prompt, source_prompt, given, guided=cfg != 1)
+    blocks, grid = blocks_near(model, latent.shape, INSTANT), (latent.shape[-2], latent.shape[-1])
+    captures = {name: Capture(blocks, one.length, _CONDITIONINGS[name]) for name, (one, _) in asked.items()}
+    parts = [Refinement(one, grid, settings, roles, INSTANT, latent[0]) for one, roles in asked.values()]
+    run = InstantBlend(tuple(captures.values()), Refinements(parts))
 
     sigmas = comfy.samplers.KSampler(model, steps, model.load_device, sampler, scheduler).sigmas
     noised = min(max(round(strength * (len(sigmas) - 1)), 1), len(sigmas) - 2)
     source = latent.repeat(seeds, 1, 1, 1)
-    patched = apply_capture(model, capture, INSTANT)
+    patched = model
+    for capture in captures.values():
+        patched = apply_capture(patched, capture, INSTANT)
     run.attach(patched)
     guider = comfy.samplers.CFGGuider(patched)
     guider.set_conds(clip.encode_from_tokens_scheduled(clip.tokenize(text)), negative)
@@ -204,11 +207,37 @@ def instant_mask(
         hard=F.interpolate(masks[None, -1:], (height, width))[0],
         soft=resize(maps[-1:], height, width).clamp(0.0, 1.0),
         edited=intermediate(samples[:1]),
-        roles=run.refinement.roles,
+        roles={name: part.roles for name, part in zip(asked, parts, strict=True)},
         masks=masks,
         maps=maps,
         evaluations=evaluations,
     )
+
+
+def _asked(
+    prompt: Prompt, source: Prompt | None, given: Given, guided: bool
+) -> dict[str, tuple[Prompt, Given]]:
+    """Which texts say where the edit is, by the name of their input, and what is known of their words.
+
+    Roles that the user gives are roles of `text`, which is then asked alone. Without guidance the
+    host does not evaluate the source's text.
+    """
+    if source is None:
+        return {"text": (prompt, given)}
+    gone, added = gone_and_added(prompt, source)
+    if not gone and not added:
+        raise ValueError(
+            f"{INSTANT}: text has the same words as source_text ({listing(prompt.words)}); write into text what the "
+            "edit should show"
+        )
+    if given != Given() or not guided:
+        return {"text": (prompt, led_by(given, phrases(prompt, changed_words(prompt, source))))}
+    asked = {}
+    if gone:
+        asked["source_text"] = (source, led_by(Given(), phrases(source, gone)))
+    if added:
+        asked["text"] = (prompt, led_by(Given(), phrases(prompt, added)))
+    return asked
 
 
 def _check_latent(model: ModelPatcher, latent: Tensor) -> None:
@@ -295,6 +324,7 @@ def word_mask(
     start: float = 0.5,
     end: float = 0.9,
     threshold: float = AUTOMATIC,
+    edges: bool = True,
 ) -> WordMask:
     """Where the named words are in a picture, read along its own trajectory.
 
@@ -303,6 +333,7 @@ def word_mask(
     steps       levels of the trajectory that are read, spread evenly from `start` to `end`
                 (percent of the schedule, 0 = pure noise); all of them where there are fewer
     threshold   on the map in [0, 1]; -1 is Otsu's, for each picture of its own
+    edges       the map follows the edges of the trajectory's cleanest latent, see `masks.edges`
 
     One evaluation of the UNet, without guidance, for each level. Raises ValueError for inputs
     that do not fit, before anything is encoded or loaded.
@@ -324,7 +355,12 @@ def word_mask(
     _, evaluations = sample_counted(guider, nothing, nothing, reading, levels, 0, WORD)
     assert reading.attention is not None
     height, width = _image_size(model, trajectory.shape)
-    soft = min_max(resize(named_map(reading.attention.cpu(), named), height, width))
+    plane = named_map(reading.attention.cpu(), named)
+    if edges:
+        plane = resize(plane, *trajectory.size)
+        guides = trajectory.latents[-1].float()
+        plane = min_max(torch.stack([GuidedFilter(g)(p) for g, p in zip(guides, plane, strict=True)]))
+    soft = min_max(resize(plane, height, width))
     thresholds = tuple(otsu(plane) if threshold == AUTOMATIC else threshold for plane in soft)
     hard = torch.stack([(plane > value).float() for plane, value in zip(soft, thresholds, strict=True)])
     maps = torch.stack(reading.maps).cpu()

@@ -40,7 +40,11 @@ class InstantAttentionMask(io.ComfyNode):
                     tooltip="The edit prompt: what the picture shows when it is edited. Short ones give clear masks.",
                 ),
                 io.Latent.Input("latent", tooltip="The picture, from VAE Encode; one. A noise mask is ignored."),
-                io.Conditioning.Input("negative", tooltip="What the edit should not be; an empty prompt will do."),
+                io.Conditioning.Input(
+                    "negative",
+                    tooltip="What the edit should not be; an empty prompt will do. With source_text, that takes its "
+                    "place.",
+                ),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -86,22 +90,24 @@ class InstantAttentionMask(io.ComfyNode):
                     "words",
                     default="",
                     optional=True,
-                    tooltip="Roles that you give to words: +star is part of the mask, -background is not, ~red takes "
-                    "no part, =circle leads the search. Commas between; other words keep the role that is found.",
+                    tooltip="Roles that you give to words of text: +star is part of the mask, -background is not, ~red "
+                    "takes no part, =circle leads the search. Commas between; other words keep the role that is found. "
+                    "The mask is then read from text alone.",
                 ),
                 io.String.Input(
                     "source_text",
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="What the picture shows now. With it, the search begins at the words that text changes, "
-                    "which finds the place far more surely.",
+                    tooltip="What the picture shows now, in the same words as text where nothing changes. Guidance then "
+                    "leads from it to text, and what text replaces is looked for by its own words, which finds the "
+                    "place far more surely.",
                 ),
                 _part("phi", 0.4, "Threshold of the mask: higher makes it smaller. -1: automatic.", minimum=-1.0),
                 _part("lambda1", 0.7, "Words at least this similar to the leading word make the mask.", advanced=True),
                 _part("lambda2", 0.3, "Words at most this similar are taken off the mask.", advanced=True),
                 io.Boolean.Input(
-                    "blur", default=True, advanced=True, tooltip="Smooth the map before the threshold, as in the paper."
+                    "blur", default=True, advanced=True, tooltip="Without edges: smooth the map before the threshold, as in the paper."
                 ),
                 io.Boolean.Input(
                     "invert_start",
@@ -122,6 +128,12 @@ class InstantAttentionMask(io.ComfyNode):
                     tooltip="Compare words by correlation, so that words which look nowhere (a, on) do not lead. Off: "
                     "by cosine, as in the paper.",
                 ),
+                io.Boolean.Input(
+                    "edges",
+                    default=True,
+                    advanced=True,
+                    tooltip="Let the mask follow the edges of the picture. Off: it is blurred, as in the paper.",
+                ),
             ],
             outputs=[
                 io.Mask.Output(display_name="mask", tooltip="The area of the edit, black and white, of the last step."),
@@ -139,9 +151,9 @@ class InstantAttentionMask(io.ComfyNode):
     def execute(
         cls, model, clip, text, latent, negative, seed, seeds, steps, cfg, sampler_name, scheduler, strength, phi,
         lambda1, lambda2, blur, invert_start, running_mean, correlation=True, words="",
-        source_text="",
+        source_text="", edges=True,
     ) -> io.NodeOutput:  # fmt: skip
-        settings = Settings(lambda1, lambda2, phi, blur, invert_start, running_mean, correlation)
+        settings = Settings(lambda1, lambda2, phi, blur, invert_start, running_mean, correlation, edges)
         found = instant_mask(
             model, clip, text, latent["samples"], negative, seed=seed, seeds=seeds, steps=steps, cfg=cfg,
             sampler=sampler_name, scheduler=scheduler, strength=strength, words=words,
@@ -197,6 +209,12 @@ class WordMask(io.ComfyNode):
                     "Higher makes the mask smaller. -1: found for each picture, where its map parts best in two.",
                     minimum=-1.0,
                 ),
+                io.Boolean.Input(
+                    "edges",
+                    default=True,
+                    advanced=True,
+                    tooltip="Let the mask follow the edges of the picture. Off: the attention as it is, which is soft.",
+                ),
             ],
             outputs=[
                 io.Mask.Output(display_name="mask", tooltip="Where the words are, black and white."),
@@ -208,11 +226,11 @@ class WordMask(io.ComfyNode):
     @classmethod
     @override
     def execute(
-        cls, model, clip, trajectory, text, words, steps, start_percent, end_percent, threshold
+        cls, model, clip, trajectory, text, words, steps, start_percent, end_percent, threshold, edges=True
     ) -> io.NodeOutput:
         found = word_mask(
             model, clip, trajectory, text, words, steps=steps, start=start_percent, end=end_percent,
-            threshold=threshold,
+            threshold=threshold, edges=edges,
         )  # fmt: skip
         strip = found.strip()
         return io.NodeOutput(found.hard, found.soft, strip, ui=ui.PreviewImage(strip, cls=cls))

@@ -7,7 +7,7 @@ from typing_extensions import override
 from ..attention.key_mask import MODES
 from ..fusion.geometry import lay_on
 from ..fusion.host import EditGraph, EditSettings, with_progress
-from ..fusion.layered import DILATION, carried, lay_out
+from ..fusion.layered import DILATION, carried, lay_out, with_detail
 from ..fusion.memory import Memory
 from ..fusion.preview import layout_preview
 from .types import Layers
@@ -97,8 +97,8 @@ class LayeredEdit(io.ComfyNode):
                 io.Boolean.Input(
                     "keep_pixels",
                     default=True,
-                    tooltip="Layers show their own pixels, to the finest detail; only their rims are the model's. "
-                    "Off: all of a layer is what the model and the VAE return, which blends in colours and grain.",
+                    tooltip="Layers show their own pixels, and nothing around them loses detail to the VAE. "
+                    "Off: all of it is what the model and the VAE return, which blends in colours and grain.",
                 ),
                 io.Mask.Input(
                     "artifact_mask",
@@ -178,6 +178,32 @@ class LayOn(io.ComfyNode):
         return io.NodeOutput(lay_on(canvas, placed.on_canvas, placed.moves))
 
 
+class Detail(io.ComfyNode):
+    """What an edit has changed, without what the VAE has, inside an expanded graph."""
+
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LatentLayersDetail",
+            display_name="Detail",
+            category=CATEGORY,
+            description="Part of Layered Edit; of no use on its own.",
+            is_dev_only=True,
+            inputs=[
+                io.Image.Input("decoded", tooltip="What the model made of it."),
+                io.Image.Input("laid", tooltip="The picture with the layers on it."),
+                io.Image.Input("round_trip", tooltip="That picture, encoded and decoded."),
+            ],
+            outputs=[io.Image.Output(display_name="image", tooltip="What the model made of it, with full detail.")],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, decoded, laid, round_trip) -> io.NodeOutput:
+        return io.NodeOutput(with_detail(decoded, laid, round_trip))
+
+
 class Remember(io.ComfyNode):
     """A result that is asked for only when the last runs of an edit did not leave it behind."""
 
@@ -242,4 +268,4 @@ class Stage(io.ComfyNode):
         return io.NodeOutput(with_progress(model, carried(stage, "Stage")))
 
 
-NODES = [LayeredEdit, Value, LayOn, Remember, Stage]
+NODES = [LayeredEdit, Value, LayOn, Detail, Remember, Stage]

@@ -70,18 +70,20 @@ def _layers(toy: Toy, seeds: range, task: str, size: tuple[int, int]) -> dict:
         before = toy.samples
         done = LayeredRun.start(toy, layouts, node_settings())
         blended = done.blended(layouts)
-        pictures = done.composite(layouts, blended, done.settings.keep_pixels)
+        pictures = done.composite(layouts, done.detailed(layouts, blended))
+        without = done.composite(layouts, blended)
         _add(columns, "evaluations_first", [(toy.samples - before) / len(part)])
         _add(columns, "psnr_edit", _psnrs(pictures, reachable, areas))
         _add(columns, "psnr_edit_raw", _psnrs(pictures, truths, areas))
-        _add(columns, "psnr_edit_blended", _psnrs(done.composite(layouts, blended, False), reachable, areas))
+        _add(columns, "psnr_edit_blended", _psnrs(without, reachable, areas))
+        _add(columns, "psnr_edit_blended_raw", _psnrs(without, truths, areas))
         _add(columns, "psnr_source", _psnrs(torch.cat([e.source_image for e in edits]), reachable, areas))
         outside = torch.cat([layout.edited for layout in layouts]) == 0
         changes = (pictures - torch.cat([layout.source for layout in layouts])).abs().amax(3)
         _add(columns, "diff_outside", [float(changes[outside].max())])
         if task == "move":
             distances += _distances(edits, pictures)
-            blended_distances += _distances(edits, done.composite(layouts, blended, False))
+            blended_distances += _distances(edits, without)
             _again(toy, columns, done, edits)
             pasted = _host_paste(toy, edits, layouts, part)
             _add(columns, "psnr_host_paste", _psnrs(pasted, reachable, areas))
@@ -214,6 +216,7 @@ def _also(figures: dict) -> str:
     texts = {
         "within_half_px": "within half a pixel {:.0%}",
         "psnr_edit_blended": "without keeping the layers' own pixels {:.1f} dB",
+        "psnr_edit_blended_raw": "against the raw truth {:.1f} dB",
         "within_half_px_blended": "of these within half a pixel {:.0%}",
         "evaluations_again": "moved again {:.0f} evaluations",
         "evaluations_again_subcell": "by parts of a cell {:.0f}",

@@ -28,10 +28,12 @@ from .word_edits import TASKS, Outcome, WordEdit, overlap, word_edit, words
 MARGIN = 8  # pixels around the true mask within which an edit may change something
 GROW = 5  # pixels that the second stage's mask is larger, as in the blueprint Edit By Words: 20 at a width of 1024
 ABLATED = 16  # scenes on which the ablations run, from the first seed on
-ARTICLE = {"lambda1": 0.9, "lambda2": 0.6, "phi": 0.2, "correlation": False, "compares": False}
+ARTICLE = {"lambda1": 0.9, "lambda2": 0.6, "phi": 0.2, "correlation": False, "edges": False, "compares": False}
 VARIANTS: dict[str, dict[str, Any]] = {
     "without the source's text": {"compares": False},
     "the article's settings": ARTICLE,
+    "blurred, not along the picture's edges": {"edges": False},
+    "blurred, without the source's text": {"edges": False, "compares": False},
     "cosine in place of correlation": {"correlation": False},
     "start token inverted": {"invert_start": True},
     "start token not inverted": {"invert_start": False},
@@ -77,18 +79,19 @@ class Shipped:
         return word_mask(
             self.toy.model, self.toy.clip, trajectory, edit.caption, ", ".join(named), steps=self.word["steps"],
             start=self.word["start_percent"], end=self.word["end_percent"], threshold=self.word["threshold"],
+            edges=self.word["edges"],
         ).hard  # fmt: skip
 
 
 class WordWatch:
-    """Every word's own map at every evaluation of a run, beside what the run itself does with them."""
+    """Of every word of the caption its own map at every evaluation of a run, beside what the run does with them."""
 
     def __init__(self, toy: Toy, edit: WordEdit, latent: Tensor) -> None:
-        prompt = read_prompt(toy.clip, edit.prompt, "bench masks")
+        prompt = read_prompt(toy.clip, edit.caption, "bench masks")
         self.words, self.kinds, self.size = prompt.words, edit.kinds(), latent.shape[-2:]
         if len(self.words) != len(self.kinds):
-            raise RuntimeError(f"bench masks: {edit.prompt!r} is read as the words {[w.text for w in self.words]}")
-        self.capture = Capture(blocks_near(toy.model, latent.shape, "bench masks"), prompt.length)
+            raise RuntimeError(f"bench masks: {edit.caption!r} is read as the words {[w.text for w in self.words]}")
+        self.capture = Capture(blocks_near(toy.model, latent.shape, "bench masks"), prompt.length, "negative")
         self.model = apply_capture(toy.model, self.capture, "bench masks")
         self.model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "latent_layers_word_watch", self._watch)
         self.steps: list[Tensor] = []  # of each evaluation, maps of the words (N, h, w)
@@ -125,7 +128,7 @@ class Report:
                 self.steps.append([])
             self.steps[number].append(overlap(_enlarged(mask, truth), truth))
         by_word = torch.tensor(watch.overlaps(truth)).mean(0).tolist()
-        for kind, role, value in zip(watch.kinds, found.roles, by_word, strict=True):
+        for kind, role, value in zip(watch.kinds, found.roles["source_text"], by_word, strict=True):
             self.words.setdefault(kind, []).append(value)
             self.positions.setdefault(f"{role.position:+d}" if role.position else "0", []).append(value)
             self.roles.setdefault(kind, []).append(role.position)
@@ -378,7 +381,7 @@ def _success(name: str, figures: dict, suffix: str, evaluations: float | None) -
 
 def _words_table(figures: dict) -> list[str]:
     lines = [
-        "Single words of the edit prompt, each one's map alone above its Otsu threshold, mean over the steps, and the "
+        "Single words of the caption, each one's map alone above its Otsu threshold, mean over the steps, and the "
         "roles they got:",
         "",
         "| word | overlap | +1 | 0 | -1 |",

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..attention.host import apply_keep_source, apply_key_mask
 from ..fusion.fuse import fuse
 from ..fusion.host import EditSettings
-from ..fusion.layered import Layout
+from ..fusion.layered import Layout, with_detail
 from ..inversion.trajectory import Trajectory
 from .pipeline import Toy
 
@@ -52,12 +52,13 @@ class LayeredRun:
 
     def finish(self, layouts: Sequence[Layout], complete: bool = True) -> Tensor:
         """Lay the layers on and blend them in: IMAGEs (B, H, W, 3). `complete`: fill what was occluded."""
-        return self.composite(layouts, self.blended(layouts, complete), self.settings.keep_pixels)
+        blended = self.blended(layouts, complete)
+        return self.composite(layouts, self.detailed(layouts, blended) if self.settings.keep_pixels else blended)
 
     def blended(self, layouts: Sequence[Layout], complete: bool = True) -> Tensor:
         """What the model makes of sources and layers, decoded: IMAGEs (B, H, W, 3)."""
         occluded = [layout.occluded for layout in layouts if layout.occluded is not None] if complete else []
-        canvas = self._fused(layouts, everywhere=bool(occluded))
+        canvas = self._fused(layouts, self.toy.encode(self._laid(layouts)), everywhere=bool(occluded))
         if occluded:
             canvas = self.fill(canvas, canvas, torch.cat(occluded))
         edited = torch.cat([layout.edited for layout in layouts])
@@ -65,27 +66,35 @@ class LayeredRun:
         latents = self.toy.run(model, canvas, self.sigmas[self.settings.filled :], self.settings.sampler)[1]
         return self.toy.decode(latents)
 
-    @staticmethod
-    def composite(layouts: Sequence[Layout], decoded: Tensor, keep_pixels: bool) -> Tensor:
-        """Decoded pictures (B, H, W, 3) over the sources where they were edited, the layers' own pixels on them."""
-        if keep_pixels:
-            own = [layout.own_pixels() for layout in layouts]
-            pictures, kept = (torch.cat(part) for part in zip(*own, strict=True))
-            decoded = torch.lerp(decoded, pictures, kept[..., None])
-        sources, edited = (torch.cat([getattr(x, name) for x in layouts]) for name in ("source", "edited"))
-        return torch.lerp(sources, decoded, edited[..., None])
+    def detailed(self, layouts: Sequence[Layout], blended: Tensor) -> Tensor:
+        """Blended pictures with the detail of what was laid out, and the layers' own pixels."""
+        laid = self._laid(layouts)
+        detailed = with_detail(blended, laid, self.toy.decode(self.toy.encode(laid)))
+        nothing = torch.zeros_like(layouts[0].edited)
+        completed = torch.cat([nothing if x.completed is None else x.completed for x in layouts])
+        own, kept = (torch.cat(part) for part in zip(*(x.own_pixels() for x in layouts), strict=True))
+        return torch.lerp(torch.lerp(detailed, blended, completed[..., None]), own, kept[..., None])
 
-    def _fused(self, layouts: Sequence[Layout], everywhere: bool) -> Trajectory:
-        """Canvases with layers on them, at σ of the fusion, or at every σ from there up."""
-        fusion = float(self.sigmas[self.settings.filled])
-        canvas = self.canvas.part(low=fusion) if everywhere else self.canvas.part(fusion, fusion)
+    @staticmethod
+    def composite(layouts: Sequence[Layout], pictures: Tensor) -> Tensor:
+        """Pictures (B, H, W, 3) over the sources where these were edited."""
+        sources, edited = (torch.cat([getattr(x, name) for x in layouts]) for name in ("source", "edited"))
+        return torch.lerp(sources, pictures, edited[..., None])
+
+    def _laid(self, layouts: Sequence[Layout]) -> Tensor:
+        """The layers laid on sources whose holes are filled, IMAGEs (B, H, W, 3)."""
         behind = torch.cat([layout.source for layout in layouts])
         if layouts[0].hole is not None:
             holes = torch.cat([layout.hole for layout in layouts if layout.hole is not None])
+            fusion = float(self.sigmas[self.settings.filled])
             predicted = self.toy.decode(self.canvas.part(low=fusion).predicted())
             behind = torch.lerp(behind, predicted, holes[..., None])
-        laid = [layout.laid_on(behind[i : i + 1]) for i, layout in enumerate(layouts)]
-        placed = self.toy.encode(torch.cat(laid))
+        return torch.cat([layout.laid_on(behind[i : i + 1]) for i, layout in enumerate(layouts)])
+
+    def _fused(self, layouts: Sequence[Layout], placed: Tensor, everywhere: bool) -> Trajectory:
+        """Canvases with layers on them, at σ of the fusion, or at every σ from there up."""
+        fusion = float(self.sigmas[self.settings.filled])
+        canvas = self.canvas.part(low=fusion) if everywhere else self.canvas.part(fusion, fusion)
         own = self._inverted(layouts, placed, everywhere)
         results = []
         for number, layout in enumerate(layouts):

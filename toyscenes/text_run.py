@@ -20,16 +20,17 @@ def conditions(toy: Toy, prompts: Sequence[str]) -> list:
 
 
 def guided(
-    toy: Toy, model: Any, start: Trajectory, sigmas: Tensor, prompts: Sequence[str], cfg: float, sampler: str = "euler"
-) -> Tensor:
-    """Latents (B, C, h, w) that a patched model makes of a trajectory, a prompt for each picture.
+    toy: Toy, model: Any, start: Trajectory, sigmas: Tensor, prompts: Sequence[str], cfg: float,
+    negatives: Sequence[str] | None = None,
+) -> Tensor:  # fmt: skip
+    """Latents (B, C, h, w) that a patched model makes of a trajectory by euler, a prompt for each picture.
 
-    The negative prompt is empty. What the node Sample does with a CFG guider.
+    Negative prompts are empty unless they are given. What the node Sample does with a CFG guider.
     """
     guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(conditions(toy, prompts), conditions(toy, [""] * len(prompts)))
+    guider.set_conds(conditions(toy, prompts), conditions(toy, negatives or [""] * len(prompts)))
     guider.set_cfg(cfg)
-    return sample_recording(guider, comfy.samplers.sampler_object(sampler), sigmas, start)[1]
+    return sample_recording(guider, comfy.samplers.sampler_object("euler"), sigmas, start)[1]
 
 
 def fresh_start(source: Trajectory, masks: Tensor, seeds: Sequence[int]) -> Trajectory:

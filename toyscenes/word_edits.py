@@ -86,18 +86,18 @@ class WordEdit(PromptedEdit):
         return self.named_after[:1] if self.task == "colour" else self.named_after[1:]
 
     def kinds(self) -> list[str]:
-        """What each word of the prompt is about, in its order.
+        """What each word of the caption is about, in its order.
 
         "colour" and "shape" are the object's own, "other" those of other objects, "place" is
         the background, and "filler" names nothing (articles, numbers, sizes).
         """
-        place = _place(self.truth, self.index)
-        others = {word for i, thing in enumerate(self.truth.objects) if i != self.index for word in _name(thing)}
+        place = _place(self.scene, self.index)
+        others = {word for i, thing in enumerate(self.scene.objects) if i != self.index for word in _name(thing)}
         result = []
-        for position, word in enumerate(words(self.prompt)):
+        for position, word in enumerate(words(self.caption)):
             if position in place:
                 result.append("colour" if position == place[0] else "shape")
-            elif word in (self.truth.background.kind, "background"):
+            elif word in (self.scene.background.kind, "background"):
                 result.append("place")
             else:
                 result.append("other" if _SINGULAR.get(word, word) in others else "filler")

@@ -14,8 +14,10 @@ from latent_layers.attention.capture import Capture
 from latent_layers.attention.capture_host import apply_capture, blocks_near, read_prompt
 from latent_layers.inversion.host import invert
 from latent_layers.inversion.trajectory import Trajectory
-from latent_layers.masks.instant import Refinement, Settings, min_max, otsu, read_roles, resize
+from latent_layers.masks.edges import GuidedFilter
+from latent_layers.masks.instant import Refinement, Settings, min_max, otsu, resize
 from latent_layers.masks.instant_host import instant_mask, word_mask
+from latent_layers.masks.instant_words import read_roles
 from latent_layers.nodes.instant import InstantAttentionMask, WordMask
 from latent_layers.nodes.toy import ToyModel
 from latent_layers.toyscenes.host import image_tensor

@@ -1,10 +1,12 @@
 """The layers' own pixels in the finished picture: which ones, where, and in front of what."""
 
+import numpy as np
 import torch
 
 from latent_layers.fusion.geometry import shifted
-from latent_layers.fusion.layered import lay_out
+from latent_layers.fusion.layered import DILATION, lay_out, with_detail
 from latent_layers.fusion.layers import Layer
+from latent_layers.masks.grid import dilate
 
 WIDTH, HEIGHT = 136, 96
 
@@ -33,14 +35,28 @@ def test_a_moved_layer_keeps_every_pixel_where_it_lands():
     assert torch.equal(kept, places)
 
 
-def test_soft_rims_are_the_models_from_half_a_pixel_outwards():
+def test_rims_are_the_models():
     mask = BOX.clone()
     mask[:, 31], mask[:, 56], mask[:, :, 39] = 0.4 * BOX[:, 32], 0.5 * BOX[:, 55], 0.75 * BOX[:, :, 40]
     _, kept = lay_out(picture(), [Layer("a", mask, moves=((8.0, 0.0),))]).own_pixels()
-    here = shifted(kept, -8, 0)[0]
-    assert here[31].max() == 0 and here[56].max() == 0
-    assert torch.allclose(here[33:55, 39], torch.tensor(0.5))
-    assert (here[33:55, 40:64] == 1).all()
+    assert torch.equal(kept, shifted(BOX, 8, 0))
+
+
+def test_detail_of_what_the_model_left_alone_is_the_pictures_own():
+    generator = torch.Generator().manual_seed(1)
+    laid, blurred = (torch.rand(2, 9, 14, 3, generator=generator) for _ in range(2))
+    assert torch.equal(with_detail(blurred, laid, blurred), laid)
+    changed = 0.3 * torch.randn(2, 9, 14, 3, generator=generator)
+    by_hand = np.clip(laid.double().numpy() + changed.double().numpy(), 0, 1)
+    assert np.abs(with_detail(blurred + changed, laid, blurred).numpy() - by_hand).max() < 1e-6
+
+
+def test_what_was_hidden_is_completed_with_a_margin():
+    occluder = box(56, 24, 80, 64)
+    layout = lay_out(picture(), [Layer("a", BOX, moves=((-24.0, 0.0),), occluder=occluder)])
+    assert layout.occluded is not None and layout.completed is not None
+    assert torch.equal(layout.completed, dilate(layout.occluded, DILATION))
+    assert lay_out(picture(), [Layer("a", BOX, moves=((-24.0, 0.0),))]).completed is None
 
 
 def test_what_lies_in_front_covers_what_is_kept_behind():

@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from latent_layers.attention.words import Prompt, Word
-from latent_layers.masks import instant
+from latent_layers.masks import instant, instant_words
 from latent_layers.masks.instant import Given, Refinement, Settings
 
 WHO = "Instant Attention Mask"
@@ -212,7 +212,7 @@ def test_a_word_that_looks_nowhere_does_not_lead_by_correlation():
 
 def test_given_roles_override_and_the_others_keep_theirs():
     maps = attention((9, 13))
-    given = instant.read_roles("+word3, ~WORD0, -word2, ", PROMPT, WHO)
+    given = instant_words.read_roles("+word3, ~WORD0, -word2, ", PROMPT, WHO)
     assert given == Given({3: 1, 0: 0, 2: -1})
     refinement = Refinement(PROMPT, (17, 26), given=given)
     _, soft = refinement(torch.from_numpy(maps).float())
@@ -227,7 +227,7 @@ def test_given_words_lead_in_place_of_the_index_word():
     similarity = [cosine(lead, plane) for plane in planes]
     position = [1 if s >= 0.9 else -1 if s <= 0.6 else 0 for s in similarity]
     assert position[:2] == [-1, -1] and position[3:] == [1, 1]
-    refinement = Refinement(PROMPT, size, given=instant.read_roles("=word3, = word4", PROMPT, WHO))
+    refinement = Refinement(PROMPT, size, given=instant_words.read_roles("=word3, = word4", PROMPT, WHO))
     _, soft = refinement(torch.from_numpy(maps).float())
     assert [(role.position, role.leads) for role in refinement.roles] == [(p, n > 2) for n, p in enumerate(position)]
     assert np.abs(soft.numpy() - article_map(maps, PROMPT.words, size, position)).max() < 2e-4
@@ -241,16 +241,16 @@ def test_automatic_phi_is_otsus():
 
 def test_reading_roles():
     twice = Prompt((Word("red", (1,)), Word("star", (2,)), Word("red", (3,))), (0,), (4,), 77)
-    assert instant.read_roles("", twice, WHO) == Given()
-    assert instant.read_roles("red", twice, WHO) == Given({0: 1, 2: 1})
-    assert instant.read_roles("-red, + red#2", twice, WHO) == Given({0: -1, 2: 1})
-    assert instant.read_roles("=star, =red, ~red#2", twice, WHO) == Given({1: 1, 0: 1, 2: 0}, (0, 1))
+    assert instant_words.read_roles("", twice, WHO) == Given()
+    assert instant_words.read_roles("red", twice, WHO) == Given({0: 1, 2: 1})
+    assert instant_words.read_roles("-red, + red#2", twice, WHO) == Given({0: -1, 2: 1})
+    assert instant_words.read_roles("=star, =red, ~red#2", twice, WHO) == Given({1: 1, 0: 1, 2: 0}, (0, 1))
     with pytest.raises(ValueError, match="Instant Attention Mask: words has 'circle'.*red, star, red#2"):
-        instant.read_roles("+circle", twice, WHO)
+        instant_words.read_roles("+circle", twice, WHO)
     with pytest.raises(ValueError, match=r"words '~red, -star' leaves no word to make the mask of"):
-        instant.read_roles("~red, -star", twice, WHO)
+        instant_words.read_roles("~red, -star", twice, WHO)
     with pytest.raises(ValueError, match=r"Instant Attention Mask: words has '\+'"):
-        instant.read_roles("+", twice, WHO)
+        instant_words.read_roles("+", twice, WHO)
 
 
 def test_roles_that_leave_no_word_are_found_at_the_first_step():

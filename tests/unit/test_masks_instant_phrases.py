@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from latent_layers.attention.words import Prompt, Word
-from latent_layers.masks import instant
-from latent_layers.masks.instant import Given, Refinement, Settings
+from latent_layers.masks import instant, instant_words
+from latent_layers.masks.instant import Refinement, Settings
+from latent_layers.masks.instant_words import Given
 
 
 def prompt_of(text):
@@ -27,7 +28,7 @@ def prompt_of(text):
 )
 def test_words_that_the_edit_changes(source, edit, changed):
     prompt = prompt_of(edit)
-    found = instant.changed_words(prompt, prompt_of(source))
+    found = instant_words.changed_words(prompt, prompt_of(source))
     assert [prompt.words[n].text for n in found] == changed
 
 
@@ -41,7 +42,7 @@ def test_words_that_the_edit_changes(source, edit, changed):
     ],
 )
 def test_words_of_a_phrase(text, numbers, together):
-    found = instant.phrases(prompt_of(text), numbers)
+    found = instant_words.phrases(prompt_of(text), numbers)
     assert [prompt_of(text).words[n].text for n in found] == together
 
 
@@ -49,18 +50,18 @@ def test_a_phrase_ends_at_punctuation():
     # "red hair, blue eyes": the comma has token 3
     words = tuple(Word(*pair) for pair in (("red", (1,)), ("hair", (2,)), ("blue", (4,)), ("eyes", (5,))))
     comma = Prompt(words, (0,), (6,), 77)
-    assert instant.phrases(comma, [2]) == (2, 3) and instant.phrases(comma, [0]) == (0, 1)
+    assert instant_words.phrases(comma, [2]) == (2, 3) and instant_words.phrases(comma, [0]) == (0, 1)
 
 
 def test_one_of_the_phrase_leads_unless_the_user_says_otherwise():
     prompt = prompt_of("a red star on a wall")
-    assert instant.led_by(Given(), (1, 2)) == Given(among=(1, 2))
-    own = instant.read_roles("=star", prompt, "x")
-    assert instant.led_by(own, (1, 2)) == own
-    both = instant.read_roles("~red, -star", prompt, "x")
-    assert instant.led_by(both, (1, 2)) == both
-    one = instant.read_roles("-red", prompt, "x")
-    assert instant.led_by(one, (1, 2)) == Given({1: -1}, among=(2,))
+    assert instant_words.led_by(Given(), (1, 2)) == Given(among=(1, 2))
+    own = instant_words.read_roles("=star", prompt, "x")
+    assert instant_words.led_by(own, (1, 2)) == own
+    both = instant_words.read_roles("~red, -star", prompt, "x")
+    assert instant_words.led_by(both, (1, 2)) == both
+    one = instant_words.read_roles("-red", prompt, "x")
+    assert instant_words.led_by(one, (1, 2)) == Given({1: -1}, among=(2,))
 
 
 def test_the_clearest_map_of_the_phrase_leads():
