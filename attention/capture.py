@@ -1,10 +1,10 @@
 """Cross-attention maps of a model's evaluation: how much each cell looks at each token.
 
 A map is softmax(q k^T / sqrt(d)) over all tokens, averaged over heads and over the chosen
-blocks, of one conditioning only, the positive one unless the negative is wanted. q and k are those that the attention itself is
-given, so whatever other patches did to them is in the map. The map is computed beside the
-attention, which runs untouched, in every backend; only the chosen blocks pay for it, and
-nothing is kept but their running sum.
+blocks, of one conditioning only, the positive one unless the negative is wanted. q and k are
+those that the attention itself is given, so whatever other patches did to them is in the map.
+The map is computed beside the attention, which runs untouched, in every backend; only the
+chosen blocks pay for it, and nothing is kept but their running sum.
 
 Like a key mask, a capture acts on two points of the host: `mark` at `attn2_patch`, before
 q and k are projected, notes that the attention which is called next is a cross-attention of a

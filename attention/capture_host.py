@@ -117,8 +117,8 @@ class Capturing:
     def _check_tokens(self, tokens: int) -> None:
         if tokens != self.capture.tokens:
             raise ValueError(
-                f"{self.who}: the {self.capture.of} conditioning has {tokens} tokens, but its text has {self.capture.tokens}; "
-                f"make the conditioning of this text alone, with the same CLIP"
+                f"{self.who}: the {self.capture.of} conditioning has {tokens} tokens, but its text has "
+                f"{self.capture.tokens}; make the conditioning of this text alone, with the same CLIP"
             )
 
     def predict_noise(

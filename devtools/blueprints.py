@@ -10,6 +10,8 @@ BOUNDARY = "boundary"  # the kind of node that the inputs come from; it is not d
 
 CELL = 8  # pixels of a latent cell: sides have to be multiples of it
 STEPS = 50
+WORD_STEPS = 20  # of edits by words, which draw anew: there the way back need not be exact
+WORD_GROW = 48  # what comes may be wider than what goes
 REMOVAL_GROW = 20  # DesignEdit's masks at 1024 pixels: for removals,
 CANVAS_GROW = 30  # and for pans and zooms
 
@@ -206,11 +208,11 @@ def edit_by_words() -> Blueprint:
         colour=KEY_NODE,
         inputs={
             "model": model, "clip": clip, "text": after[0], "latent": encoded[0], "negative": empty[0],
-            "source_text": before[0], "steps": STEPS,
+            "source_text": before[0], "steps": WORD_STEPS,
         },
     )  # fmt: skip
-    mask = grown(found[0], REMOVAL_GROW)
-    schedule = Node("BasicScheduler", inputs={"model": model, "scheduler": "normal", "steps": STEPS})
+    mask = grown(found[0], WORD_GROW)
+    schedule = Node("BasicScheduler", inputs={"model": model, "scheduler": "normal", "steps": WORD_STEPS})
     inverted = Node(
         "LatentLayersInvert",
         colour=KEY_NODE,
@@ -242,7 +244,7 @@ def edit_by_words() -> Blueprint:
         "outside the mask that it makes stays as it is. before: what the picture shows; after: what it should show, "
         "in the same words where nothing changes. For Stable Diffusion 1.x, 2.x and SDXL, with pictures of about the "
         "model's size; sides are fitted to multiples of 8. phi: higher makes the mask smaller; grow: pixels added "
-        "around it, 20 for a width of 1024.",
+        "around it, 48 for a width of 1024.",
         inputs,
         {"image": result[0], "mask": mask[0]},
         [

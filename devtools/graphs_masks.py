@@ -12,6 +12,7 @@ from graphs_common import (
     RED,
     SCHEDULER,
     STEPS,
+    WORD_STEPS,
     YELLOW,
     checkpoint_node,
     grown_mask,
@@ -100,7 +101,14 @@ def text_node(clip: Port, text: str, title: str) -> Node:
 
 
 def fill_groups(
-    number: int, model: Node, image: Port, mask: Port, text: Port | str, cfg: float, pasted: Port | None = None
+    number: int,
+    model: Node,
+    image: Port,
+    mask: Port,
+    text: Port | str,
+    cfg: float,
+    pasted: Port | None = None,
+    steps: int = STEPS,
 ) -> tuple[list[Group], Port]:
     """Inside the mask the picture drawn again by a text; outside the source: groups, and the result's port.
 
@@ -110,7 +118,7 @@ def fill_groups(
     prompt = Node("CLIPTextEncode", "Edit prompt", height=110, inputs={"clip": model[1], "text": text})
     encoded = Node("VAEEncode", inputs={"pixels": image, "vae": model[2]})
     schedule = Node(
-        "BasicScheduler", inputs={"model": model[0], "scheduler": SCHEDULER, "steps": STEPS, "denoise": 1.0}
+        "BasicScheduler", inputs={"model": model[0], "scheduler": SCHEDULER, "steps": steps, "denoise": 1.0}
     )
     inverted = Node(
         "LatentLayersInvert",
@@ -168,13 +176,13 @@ def edit_by_words(toy: bool):
             colour=KEY_NODE,
             inputs={
                 "model": model[0], "clip": model[1], "text": text[0], "latent": encoded[0], "negative": empty[0],
-                "source_text": picture[3] if toy else "a cat on the grass",
+                "source_text": picture[3] if toy else "a cat on the grass", "steps": WORD_STEPS,
             },
         )  # fmt: skip
         roles = Node("PreviewAny", "Roles of the words", 140, {"source": found[3]})
-        mask = grown_mask(found[0], 18 if toy else 40)
+        mask = grown_mask(found[0], 12 if toy else 48)
         shown = Node("MaskToImage", inputs={"mask": mask[0]})
-        middle, result = fill_groups(3, model, picture[0], mask[0], text[0], 7.5)
+        middle, result = fill_groups(3, model, picture[0], mask[0], text[0], 7.5, steps=WORD_STEPS)
         note = WORDS.format(title=title, first=PICTURE_TOY if toy else PICTURE_REAL)
         groups = [
             Group("1  Picture", BLUE, note, 330, [start], width=340),

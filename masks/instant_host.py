@@ -143,7 +143,7 @@ def instant_mask(
     *,
     seed: int = 0,
     seeds: int = 1,
-    steps: int = 50,
+    steps: int = 20,
     cfg: float = 7.5,
     sampler: str = "euler",
     scheduler: str = "normal",
@@ -179,8 +179,9 @@ def instant_mask(
     given = read_roles(words, prompt, INSTANT)
     if source_text.strip():
         source_prompt = _read(clip, source_text, INSTANT)
-        negative = clip.encode_from_tokens_scheduled(clip.tokenize(source_text))
     asked = _asked(prompt, source_prompt, given, guided=cfg != 1)
+    if source_prompt is not None:
+        negative = clip.encode_from_tokens_scheduled(clip.tokenize(source_text))
     blocks, grid = blocks_near(model, latent.shape, INSTANT), (latent.shape[-2], latent.shape[-1])
     captures = {name: Capture(blocks, one.length, _CONDITIONINGS[name]) for name, (one, _) in asked.items()}
     parts = [Refinement(one, grid, settings, roles, INSTANT, latent[0]) for one, roles in asked.values()]
@@ -214,9 +215,7 @@ def instant_mask(
     )
 
 
-def _asked(
-    prompt: Prompt, source: Prompt | None, given: Given, guided: bool
-) -> dict[str, tuple[Prompt, Given]]:
+def _asked(prompt: Prompt, source: Prompt | None, given: Given, guided: bool) -> dict[str, tuple[Prompt, Given]]:
     """Which texts say where the edit is, by the name of their input, and what is known of their words.
 
     Roles that the user gives are roles of `text`, which is then asked alone. Without guidance the

@@ -61,7 +61,7 @@ class InstantAttentionMask(io.ComfyNode):
                     tooltip="Noises that are tried together; their attention is averaged, which steadies the mask. "
                     "Time and memory grow with it.",
                 ),
-                io.Int.Input("steps", default=50, min=2, max=1000, tooltip="Steps of the whole schedule."),
+                io.Int.Input("steps", default=20, min=2, max=1000, tooltip="Steps of the whole schedule."),
                 io.Float.Input(
                     "cfg",
                     default=7.5,
@@ -99,15 +99,18 @@ class InstantAttentionMask(io.ComfyNode):
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="What the picture shows now, in the same words as text where nothing changes. Guidance then "
-                    "leads from it to text, and what text replaces is looked for by its own words, which finds the "
-                    "place far more surely.",
+                    tooltip="What the picture shows now, in the same words as text where nothing changes. Guidance "
+                    "then leads from it to text, and what text replaces is looked for by its own words, which finds "
+                    "the place far more surely.",
                 ),
                 _part("phi", 0.4, "Threshold of the mask: higher makes it smaller. -1: automatic.", minimum=-1.0),
                 _part("lambda1", 0.7, "Words at least this similar to the leading word make the mask.", advanced=True),
                 _part("lambda2", 0.3, "Words at most this similar are taken off the mask.", advanced=True),
                 io.Boolean.Input(
-                    "blur", default=True, advanced=True, tooltip="Without edges: smooth the map before the threshold, as in the paper."
+                    "blur",
+                    default=True,
+                    advanced=True,
+                    tooltip="Without edges: smooth the map before the threshold, as in the paper.",
                 ),
                 io.Boolean.Input(
                     "invert_start",

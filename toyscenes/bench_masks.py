@@ -26,7 +26,7 @@ from .text_run import fresh_start, guided
 from .word_edits import TASKS, Outcome, WordEdit, overlap, word_edit, words
 
 MARGIN = 8  # pixels around the true mask within which an edit may change something
-GROW = 5  # pixels that the second stage's mask is larger, as in the blueprint Edit By Words: 20 at a width of 1024
+GROW = 12  # pixels that the second stage's mask is larger, as in the blueprint Edit By Words: 48 at a width of 1024
 ABLATED = 16  # scenes on which the ablations run, from the first seed on
 ARTICLE = {"lambda1": 0.9, "lambda2": 0.6, "phi": 0.2, "correlation": False, "edges": False, "compares": False}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -230,7 +230,7 @@ def _masks(shipped: Shipped, seeds: Sequence[int], report: Report) -> None:
     report.add("evaluations_instant", [instant_cost])
 
     before = toy.samples
-    source = toy.invert(latents)
+    source = toy.invert(latents, shipped.instant["steps"])
     inversion_cost = spent(before)
     _words(shipped, edits, source, truths, report)
 

@@ -24,10 +24,7 @@ from latent_layers.toyscenes.host import image_tensor
 from latent_layers.toyscenes.scenes import random_scene
 
 from . import layouts
-
-STEPS = 6  # of which strength 0.5 runs 3
-HEIGHT, WIDTH = 128, 192
-GRID = (HEIGHT // 8, WIDTH // 8)
+from .instant_runs import GRID, HEIGHT, STEPS, WIDTH, condition, edit, schedule, watched
 
 
 @pytest.fixture(autouse=True)
@@ -61,32 +58,6 @@ def trajectory(toy, latent):
         return invert(toy[0], condition(toy), latent, schedule(toy[0], 10))
 
 
-def condition(toy, text=""):
-    return toy[1].encode_from_tokens_scheduled(toy[1].tokenize(text))
-
-
-def schedule(model, steps=STEPS):
-    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
-
-
-def edit(toy, latent, text="a red star on a plain background", model=None, **options):
-    given = {"seed": 5, "seeds": 2, "steps": STEPS, **options}
-    return instant_mask(toy[0] if model is None else model, toy[1], text, latent, condition(toy), **given)
-
-
-def watched(model):
-    """A clone, and (sigma, x) of its evaluations: the sampler's own x, after what the mask did to it."""
-    model, seen = model.clone(), []
-
-    def look(executor, x, t, *args, **kwargs):
-        denoised = executor(x, t, *args, **kwargs)
-        seen.append((float(t[0]), x.clone()))
-        return denoised
-
-    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "watched", look)
-    return model, seen
-
-
 def noise_of(latent) -> torch.Tensor:
     """What seed 5 makes for two pictures."""
     noise: Any = comfy.sample.prepare_noise(latent.repeat(2, 1, 1, 1), 5)
@@ -113,7 +84,8 @@ def test_outputs_and_cost(toy, latent, caplog):
     assert set(found.hard.unique().tolist()) <= {0.0, 1.0} and 0 <= found.soft.min() <= found.soft.max() <= 1
     assert torch.equal(F.max_pool2d(found.hard, 8)[0], found.masks[-1])
     assert torch.equal(found.hard[:, 4::8, 4::8][0], found.masks[-1])
-    lines = found.roles_text().split("\n")
+    title, *lines = found.roles_text().split("\n")
+    assert title == "text:"
     assert [line.split()[0] for line in lines] == ["a", "red", "star", "on", "a#2", "plain", "background"]
     assert all(line.split()[1] in ("+1", "0", "-1") for line in lines) and found.roles_text().count("leads") == 1
     assert found.strip().shape[0] == 1 and found.strip().shape[3] == 3
@@ -138,12 +110,12 @@ def test_masks_come_from_the_edits_own_attention(toy, latent, running_mean):
     model = toy[0].clone()
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "look", look)
     found = edit(toy, latent, text, apply_capture(model, other, "test"), settings=settings, words="=red")
-    refinement = Refinement(prompt, GRID, settings, read_roles("=red", prompt, "test"))
+    refinement = Refinement(prompt, GRID, settings, read_roles("=red", prompt, "test"), guide=latent[0])
     masks = [refinement(attention.double().mean(0)) for attention in seen]
     assert len(seen) == 3 and seen[0].shape[0] == 2
     for step, (_, refined) in enumerate(masks):
         assert (refined - found.maps[step]).abs().max() < 1e-4
-    assert [str(role) for role in refinement.roles] == [str(role) for role in found.roles]
+    assert refinement.roles == found.roles["text"] and set(found.roles) == {"text"}
 
 
 def test_the_mask_of_a_colour_word_is_better_than_chance(toy, scene, latent):
@@ -270,7 +242,8 @@ def test_word_mask_reads_the_trajectory_itself(toy, scene, trajectory):
         assert torch.equal(x.cpu(), trajectory.at(sigma))
     tokens = [word.tokens for word in prompt.words if word.text == colour][0]
     plane = torch.stack(maps).double().mean(0)[:, list(tokens)].mean(1)
-    soft = min_max(resize(min_max(plane), HEIGHT, WIDTH))
+    followed = GuidedFilter(trajectory.latents[-1][0])(resize(min_max(plane)[0], *GRID))
+    soft = min_max(resize(min_max(followed)[None], HEIGHT, WIDTH))
     assert (soft - found.soft).abs().max() < 1e-4
     assert found.thresholds == (pytest.approx(otsu(found.soft[0])),)
     assert torch.equal(found.hard, (found.soft > found.thresholds[0]).float())
@@ -310,6 +283,7 @@ def test_errors_before_any_work(toy, latent, trajectory, monkeypatch):
         ({"source": latent[:, :4]}, "latent has shape .* encode the picture with the VAE"),
         ({"clip": None}, "clip is empty"),
         ({"seeds": 0}, "seeds is 0"),
+        ({"source_text": "A red  star"}, r"text has the same words as source_text \(a, red, star\)"),
     ]:
         with pytest.raises(ValueError, match=f"^{who}: {text}"):
             run(**options)
@@ -371,12 +345,12 @@ def test_the_nodes(toy, latent, scene, trajectory, found_words):
 
 def test_defaults_of_the_nodes_are_those_of_the_functions():
     given, settings = defaults(InstantAttentionMask), Settings()
-    for name in ("lambda1", "lambda2", "phi", "blur", "invert_start", "running_mean", "correlation"):
+    for name in ("lambda1", "lambda2", "phi", "blur", "invert_start", "running_mean", "correlation", "edges"):
         assert given[name] == getattr(settings, name)
     own: Any = instant_mask.__kwdefaults__
     for name in ("seed", "seeds", "steps", "cfg", "scheduler", "strength", "words"):
         assert given[name] == own[name]
     given, own = defaults(WordMask), word_mask.__kwdefaults__
-    assert [given[name] for name in ("steps", "start_percent", "end_percent", "threshold")] == [
-        own[name] for name in ("steps", "start", "end", "threshold")
+    assert [given[name] for name in ("steps", "start_percent", "end_percent", "threshold", "edges")] == [
+        own[name] for name in ("steps", "start", "end", "threshold", "edges")
     ]

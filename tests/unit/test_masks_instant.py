@@ -7,7 +7,8 @@ from scipy.ndimage import gaussian_filter
 
 from latent_layers.attention.words import Prompt, Word
 from latent_layers.masks import instant, instant_words
-from latent_layers.masks.instant import Given, Refinement, Settings
+from latent_layers.masks.instant import Refinement, Settings
+from latent_layers.masks.instant_words import Given
 
 WHO = "Instant Attention Mask"
 GRIDS = [((16, 16), (32, 32)), ((9, 13), (17, 26)), ((8, 5), (8, 5)), ((3, 4), (11, 16))]

@@ -6,7 +6,8 @@ import torch
 
 from latent_layers.attention.words import Prompt, Word
 from latent_layers.masks import instant, instant_words
-from latent_layers.masks.instant import Refinement, Settings
+from latent_layers.masks.edges import GuidedFilter
+from latent_layers.masks.instant import Refinement, Refinements, Settings
 from latent_layers.masks.instant_words import Given
 
 
@@ -44,6 +45,27 @@ def test_words_that_the_edit_changes(source, edit, changed):
 def test_words_of_a_phrase(text, numbers, together):
     found = instant_words.phrases(prompt_of(text), numbers)
     assert [prompt_of(text).words[n].text for n in found] == together
+
+
+@pytest.mark.parametrize(
+    ("source", "edit", "gone", "added"),
+    [
+        ("a blue star on a wall", "a red star on a wall", ["blue"], []),
+        ("a blue star", "a blue star with a hat", [], ["hat"]),
+        ("a blue star", "a red star with a hat", ["blue"], ["hat"]),
+        ("a blue star with a hat", "a blue star", ["hat"], []),
+        ("a star on a wall", "an orange star on a wall", [], ["orange"]),  # "an" stands in for "a"
+        ("an orange star", "a star", ["orange"], []),
+        ("a red star and a blue ring", "a blue star and a red ring", ["red", "blue"], []),
+        ("Snow on a hill", "snow on the hill", ["a"], []),  # only function words
+        ("snow on hill", "snow on the hill", [], ["the"]),
+        ("a blue star", "A blue star", [], []),
+    ],
+)
+def test_words_that_go_and_words_that_are_added(source, edit, gone, added):
+    before, after = prompt_of(source), prompt_of(edit)
+    old, new = instant_words.gone_and_added(after, before)
+    assert [before.words[n].text for n in old] == gone and [after.words[n].text for n in new] == added
 
 
 def test_a_phrase_ends_at_punctuation():
@@ -84,3 +106,33 @@ def test_the_clearest_map_of_the_phrase_leads():
     run = Refinement(words, (17, 26), Settings(), Given(among=(2, 4)), "Instant Attention Mask")
     run(attention)
     assert [role.leads for role in run.roles] == [False, False, True, False, False]
+
+
+def test_of_several_texts_each_adds_to_the_mask():
+    generator = torch.Generator().manual_seed(5)
+    settings, size = Settings(edges=False, blur=False), (18, 26)
+    parts, attention = [], []
+    for text, rows in (("red star", slice(1, 4)), ("hat here", slice(6, 8))):
+        one = 0.01 * torch.rand(77, 9, 13, generator=generator)
+        one[1, rows, 3:8] += 0.5
+        attention.append(one)
+        parts.append(Refinement(prompt_of(text), size, settings, Given({1: 0}, (0,))))
+    alone = [Refinement(prompt_of("red star"), size, settings, Given({1: 0}, (0,)))(one)[1] for one in attention]
+    mask, refined = Refinements(parts)(attention)
+    assert torch.equal(refined, torch.maximum(*alone)) and torch.equal(mask, (refined > settings.phi).float())
+    assert mask[4, 10] == 1 and mask[14, 10] == 1 and mask[10, 22] == 0
+
+
+def test_the_map_follows_the_pictures_edges_unless_that_is_off():
+    generator = torch.Generator().manual_seed(6)
+    attention, guide = torch.rand(77, 9, 13, generator=generator), torch.rand(4, 18, 26, generator=generator)
+
+    def refined(guide, **changes):
+        return Refinement(prompt_of("red star"), (18, 26), Settings(**changes), Given(leads=(0,)), guide=guide)(
+            attention
+        )
+
+    plain = refined(None, blur=False)[1]
+    assert torch.allclose(refined(guide)[1], instant.min_max(GuidedFilter(guide)(plain)), atol=1e-5)
+    assert torch.equal(refined(guide, edges=False)[1], refined(None)[1])
+    assert not torch.equal(refined(guide)[1], refined(None)[1])
