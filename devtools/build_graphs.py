@@ -28,8 +28,9 @@ from pack import ROOT
 from PIL import Image
 
 HERE = ROOT / "workflows"
-# a checkpoint's graph without a toy variant (no toy Segment Anything) is shown with one that ends alike
-LIKE = {"try_me_move_object": "points_to_layers"}
+# checkpoints' graphs without a toy variant (no toy Segment Anything, no toy inpainting model) are shown with one that
+# ends alike
+LIKE = {"try_me_move_object": "points_to_layers", "try_me_edit_by_words": "edit_by_words_inpainting"}
 TOY = "try_me_"  # the name of a graph that runs anywhere begins so; a checkpoint's has the same name without
 
 GRAPHS = {

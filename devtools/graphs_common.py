@@ -26,9 +26,9 @@ def grown_mask(mask: Port, pixels: int) -> Node:
     return Node("GrowMask", inputs={"mask": mask, "expand": pixels, "tapered_corners": False})
 
 
-def checkpoint_node() -> Node:
+def checkpoint_node(title: str = "") -> Node:
     """A Stable Diffusion XL checkpoint to choose."""
-    return Node("CheckpointLoaderSimple", inputs={"ckpt_name": "sd_xl_base_1.0.safetensors"})
+    return Node("CheckpointLoaderSimple", title, inputs={"ckpt_name": "sd_xl_base_1.0.safetensors"})
 
 
 def scaled_picture(loaded: Node) -> Node:

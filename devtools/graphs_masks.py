@@ -49,6 +49,13 @@ Source** holds everything else in place, at every step.
 
 **Change:** *cfg*."""
 
+INPAINTING = """## Fill it with an inpainting checkpoint
+
+Inside the mask everything is drawn anew, from noise, by a checkpoint that was trained to fill. Choose one of the same \
+picture size as the first: an SDXL or an SD 1.5 inpainting checkpoint.
+
+**Change:** *cfg*, *seed*."""
+
 RESULT = """## The result
 
 Only the masked area is taken. **Every pixel outside it is as it was.**"""
@@ -198,6 +205,64 @@ def edit_by_words(toy: bool):
     return draw
 
 
+def edit_by_words_inpainting(info: Info) -> Drawing:
+    """The same mask, filled by a checkpoint that was trained to fill."""
+    model, picture, start, _ = start_nodes(False)
+    before, after = "a cat on the grass", "a dog on the grass"
+    empty = text_node(model[1], "", "Nothing to avoid")
+    text = Node("PrimitiveStringMultiline", "What it should show", 120, {"value": after})
+    encoded = Node("VAEEncode", inputs={"pixels": picture[0], "vae": model[2]})
+    found = Node(
+        "LatentLayersInstantAttentionMask",
+        height=760,
+        colour=KEY_NODE,
+        inputs={
+            "model": model[0], "clip": model[1], "text": text[0], "latent": encoded[0], "negative": empty[0],
+            "source_text": before, "steps": WORD_STEPS,
+        },
+    )  # fmt: skip
+    roles = Node("PreviewAny", "Roles of the words", 140, {"source": found[3]})
+    mask = grown_mask(found[0], 48)
+    shown = Node("MaskToImage", inputs={"mask": mask[0]})
+    filler = checkpoint_node("Load Inpainting Checkpoint")
+    prompt = Node("CLIPTextEncode", "Edit prompt", height=110, inputs={"clip": filler[1], "text": text[0]})
+    avoided = text_node(filler[1], "", "Empty prompt")
+    prepared = Node(
+        "InpaintModelConditioning",
+        inputs={
+            "positive": prompt[0], "negative": avoided[0], "vae": filler[2], "pixels": picture[0], "mask": mask[0],
+            "noise_mask": True,
+        },
+    )  # fmt: skip
+    sampled = Node(
+        "KSampler",
+        inputs={
+            "model": filler[0], "positive": prepared[0], "negative": prepared[1], "latent_image": prepared[2],
+            "seed": 1, "steps": 30, "cfg": 7.5, "sampler_name": "euler", "scheduler": SCHEDULER, "denoise": 1.0,
+        },
+    )  # fmt: skip
+    decoded = Node("VAEDecode", inputs={"samples": sampled[0], "vae": filler[2]})
+    result = Node(
+        "ImageCompositeMasked",
+        "Only the masked area",
+        inputs={
+            "destination": picture[0], "source": decoded[0], "x": 0, "y": 0, "resize_source": False, "mask": mask[0],
+        },
+    )  # fmt: skip
+    note = WORDS.format(title="Edit by words, with an inpainting checkpoint", first=PICTURE_REAL)
+    groups = [
+        Group("1  Picture", BLUE, note, 330, [start], width=340),
+        Group(
+            "2  Mask", GREEN, "## Where the words look", 60,
+            [[text, empty, encoded, found], [roles, mask, shown, preview("Mask", shown[0])]], width=340,
+        ),
+        Group("3  Edit", PURPLE, INPAINTING, 190, [[filler, prompt, avoided, prepared]], width=340),
+        Group("4  Sample", RED, "## From noise to the picture", 60, [[sampled, decoded, result]]),
+        Group("5  Result", GREY, RESULT, 130, [[saved(result[0], "latent_layers/by_words")]], width=340),
+    ]  # fmt: skip
+    return Drawing(info, groups)
+
+
 def remove_decorations(toy: bool):
     """What a word names is found in the picture and removed."""
 
@@ -308,6 +373,7 @@ def points_to_layers(info: Info) -> Drawing:
 GRAPHS = {
     "try_me_edit_by_words": edit_by_words(True),
     "edit_by_words": edit_by_words(False),
+    "edit_by_words_inpainting": edit_by_words_inpainting,
     "try_me_remove_decorations": remove_decorations(True),
     "remove_decorations": remove_decorations(False),
     "try_me_soft_mask": soft_mask_edit(True),
