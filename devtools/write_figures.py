@@ -59,8 +59,9 @@ SECTIONS = (
         "behind another one; its hidden part is not known to anybody. *Cross*: an object of a picture of another size "
         "is laid on. *Pan, zoom, zoom_far*: the same world seen 0.2 to the side, from 1.25 and 1.5 times as far away.",
         "Cut, paste and inpaint knows the object's exact pixels, which the toy's flat colours reward; what it leaves "
-        "behind is the hole. Layers keep their own pixels; *without* is what the model and the autoencoder make of all "
-        "of it, which lies nearer to the truth as the autoencoder returns it, and further from the raw one.",
+        "behind is the hole. Layers keep their own pixels, and of their surroundings the detail that the autoencoder "
+        "would lose; *without* is what the model and the autoencoder make of all of it, which lies nearer to the truth "
+        "as the autoencoder returns it, and further from the raw one.",
     ),
     Section(
         "fills",
@@ -72,13 +73,13 @@ SECTIONS = (
         "masks",
         "Masks by words, and many turns",
         "Scenes of 1 to 3 objects; the edit prompt is the caption with another colour (even seeds) or shape (odd ones) "
-        "of one object. Instant Attention Mask runs with the node's defaults and the caption as *source_text*. "
-        "DiffEdit: the difference of the noise predicted for two prompts, over 10 noises, on the same model. The mask "
-        "is grown by 5 px before the picture is drawn again in it, and *Change Threshold* closes the edit.",
-        "Below what was aimed at: overlap 0.60 and 1.5 times DiffEdit's (0.58, 1.4 times), and an edit in no more "
-        "evaluations than DiffEdit's (that is so for the mask and its own denoising, not for drawing the area again). "
-        "The edited object's new words are not in the picture yet, and the toy model's attention has 16×16 cells of 16 "
-        "pixels.",
+        "of one object. Instant Attention Mask runs with the node's defaults (20 steps, strength 0.5) and the caption "
+        "as *source_text*; drawing again takes 20 steps too. DiffEdit: the difference of the noise predicted for two "
+        "prompts, over 10 noises, on the same model, then 25 of 50 steps. The mask is grown by 12 px before the "
+        "picture is drawn again in it, and *Change Threshold* closes the edit.",
+        "Two things make the mask: what the edit replaces is looked for in the attention to the source's words, which "
+        "guidance evaluates anyway, and the map follows the edges of the picture's latent. Flat colours have clear "
+        "edges; on photographs expect less of that.",
     ),
     Section(
         "softedit",

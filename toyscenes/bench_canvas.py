@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ..attention.host import apply_keep_source, apply_key_mask
 from ..fusion.canvas import pan_and_zoom, window_of
+from ..inversion.trajectory import Trajectory
 from ..masks.grid import cover, dilate
 from ..nodes.canvas import PanAndZoom
 from .host import image_tensor
 from .measure import psnr
-from .pipeline import Toy, batches
+from .pipeline import STEPS, Toy, batches
 from .scenes import Scene, Window, random_scene
 
 TASKS = ("pan", "zoom", "zoom_far")
@@ -67,11 +68,21 @@ def view(seed: int, task: str, size: tuple[int, int]) -> View:
     return View(scene, (0.0, 0.0), ZOOMS[task])
 
 
-def extend(toy: Toy, views: Sequence[View], settings: CanvasSettings, seed: int = 0) -> Tensor:
-    """The pack's way: Pan And Zoom, then a removal of the exposed area. IMAGEs (B, H, W, 3)."""
+def inverted(toy: Toy, views: Sequence[View], fill: str, steps: int = STEPS) -> Trajectory:
+    """Canvases with their exposed area filled in some way, inverted."""
+    return toy.invert(toy.encode(torch.cat([v.canvas(fill)[0] for v in views])), steps)
+
+
+def extend(
+    toy: Toy, views: Sequence[View], settings: CanvasSettings, trajectory: Trajectory | None = None, seed: int = 0
+) -> Tensor:
+    """The pack's way: Pan And Zoom, then a removal of the exposed area. IMAGEs (B, H, W, 3).
+
+    `trajectory` is what `inverted` gives for the settings' fill; made when it is missing.
+    """
     canvases, exposed = (torch.cat(parts) for parts in zip(*(v.canvas(settings.fill) for v in views), strict=True))
     holes = dilate(exposed, settings.dilation)
-    trajectory = toy.invert(toy.encode(canvases))
+    trajectory = inverted(toy, views, settings.fill) if trajectory is None else trajectory
     start = trajectory
     if settings.fresh:
         generator = torch.Generator().manual_seed(seed)
@@ -94,11 +105,11 @@ def extend(toy: Toy, views: Sequence[View], settings: CanvasSettings, seed: int 
     return torch.lerp(canvases, toy.decode(latents), holes[..., None])
 
 
-def outpaint(toy: Toy, views: Sequence[View], seeds: Sequence[int]) -> Tensor:
+def outpaint(toy: Toy, views: Sequence[View], seeds: Sequence[int], steps: int = STEPS) -> Tensor:
     """The host's way: pad with grey (as ImagePadForOutpaint does), then inpaint the padding from full noise."""
     canvases, exposed = (torch.cat(parts) for parts in zip(*(v.canvas("black") for v in views), strict=True))
     padded = canvases + 0.5 * exposed[..., None]
-    return torch.lerp(canvases, toy.decode(toy.inpaint(toy.encode(padded), exposed, seeds)), exposed[..., None])
+    return torch.lerp(canvases, toy.decode(toy.inpaint(toy.encode(padded), exposed, seeds, steps)), exposed[..., None])
 
 
 def seam(pictures: Tensor, exposed: Tensor) -> list[float]:

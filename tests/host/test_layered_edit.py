@@ -126,8 +126,11 @@ def test_layers_keep_their_own_pixels(server, client):
     blended = picture(client, client.run(graph("40, -16", keep_pixels=False)), "result")
     assert sum(count for _, count in evaluations(server, position)) <= STEPS - FILLED  # the tail at most
     assert not np.array_equal(blended[there], kept[there])
-    around = np.logical_not(ndimage.binary_dilation(there, iterations=4))
-    assert np.array_equal(blended[around], kept[around])
+    near = ndimage.binary_dilation(there, iterations=7) & ~ndimage.binary_dilation(there, iterations=4)
+    near &= ~ndimage.binary_dilation(solid, iterations=12)  # what was filled is nobody's own
+    assert near.any()
+    lost, left = (np.abs(pixels - source)[near].mean() for pixels in (blended, kept))
+    assert left < 0.5 * lost
 
 
 def test_the_cost_of_a_first_edit(server, client):
