@@ -167,22 +167,30 @@ def peak_bytes(work: Any, device: torch.device) -> int:
     return peak
 
 
-def run(seeds: Iterable[int] | None = None, repeats: int | None = None) -> dict[str, float]:
+def run(
+    seeds: Iterable[int] | None = None, repeats: int | None = None, only: Iterable[str] | None = None
+) -> dict[str, float]:
     """Ratios to the unpatched pass, see LABELS. No scenes are needed: `seeds` is not used.
 
-    `repeats` is the number of timed passes per variant (40 on a GPU, 3 on a CPU).
+    `repeats` is the number of timed passes per variant (40 on a GPU, 3 on a CPU); `only` names
+    the variants that are wanted, all of them when it is missing.
     """
     with torch.inference_mode():
         model = full_size_model()
         stopwatch = Stopwatch(model)
         stopwatch.set_conds([[torch.randn(1, TOKENS, 768), {}]], [])
         on_gpu = model.load_device.type == "cuda"
-        stopwatch.measure(variants(model), repeats or (40 if on_gpu else 3))
+        patched = variants(model)
+        wanted = {"plain", *(patched if only is None else only)}
+        patched = {name: one for name, one in patched.items() if name in wanted}
+        stopwatch.measure(patched, repeats or (40 if on_gpu else 3))
     medians = {name: statistics.median(seconds) for name, seconds in stopwatch.seconds.items()}
     figures = {name: medians[name] / medians["plain"] for name in medians if name != "plain"}
     peaks = {name: peak / stopwatch.peaks["plain"] for name, peak in stopwatch.peaks.items() if name != "plain"}
-    figures["capture_memory_ratio"] = peaks.pop("capture_ratio")
-    figures["memory_ratio"] = max(peaks.values())
+    if "capture_ratio" in peaks:
+        figures["capture_memory_ratio"] = peaks.pop("capture_ratio")
+    if peaks:
+        figures["memory_ratio"] = max(peaks.values())
     figures["plain_seconds"] = medians["plain"]
     figures["plain_peak_mib"] = stopwatch.peaks["plain"] / 2**20
     return figures
