@@ -362,8 +362,8 @@ def table(figures: dict) -> str:
         cells = [_number(row[key]) for key in ("iou", *(f"iou_{task}" for task in TASKS))]
         lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['evaluations']:.0f} |")
     if "capture_ratio" in f:
-        lines += ["", f"Reading the attention costs a pass of an SD 1.5-size UNet {f['capture_ratio']:.2f} times its time "
-                  f"and {f['capture_memory_ratio']:.2f} times its peak memory."]  # fmt: skip
+        lines += ["", f"Reading the attention costs a pass of an SD 1.5-size UNet {f['capture_ratio']:.2f} times its "
+                  f"time and {f['capture_memory_ratio']:.2f} times its peak memory."]  # fmt: skip
     return "\n".join([*lines, "", *_words_table(f), "", *turns_table(f)])
 
 

@@ -126,8 +126,10 @@ def test_layers_keep_their_own_pixels(server, client):
     blended = picture(client, client.run(graph("40, -16", keep_pixels=False)), "result")
     assert sum(count for _, count in evaluations(server, position)) <= STEPS - FILLED  # the tail at most
     assert not np.array_equal(blended[there], kept[there])
-    near = ndimage.binary_dilation(there, iterations=7) & ~ndimage.binary_dilation(there, iterations=4)
-    near &= ~ndimage.binary_dilation(solid, iterations=12)  # what was filled is nobody's own
+    ring, within, filled = (
+        np.asarray(ndimage.binary_dilation(mask, iterations=n)) for mask, n in ((there, 7), (there, 4), (solid, 12))
+    )
+    near = ring & np.logical_not(within) & np.logical_not(filled)  # what was filled is nobody's own
     assert near.any()
     lost, left = (np.abs(pixels - source)[near].mean() for pixels in (blended, kept))
     assert left < 0.7 * lost
