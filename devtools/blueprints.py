@@ -65,8 +65,13 @@ def grown(mask: Port, pixels: int) -> Node:
     return Node("GrowMask", inputs={"mask": mask, "expand": pixels, "tapered_corners": False})
 
 
-def filled(ports: dict[str, Port], image: Port, mask: Port) -> tuple[list[Group], Port, list[Promoted]]:
-    """Forget what is under the mask and fill it from its surroundings: groups, the result, its widgets."""
+def filled(
+    ports: dict[str, Port], image: Port, mask: Port, twins: bool = False
+) -> tuple[list[Group], Port, list[Promoted]]:
+    """Forget what is under the mask and fill it from its surroundings: groups, the result, its widgets.
+
+    `twins`: what looks like it is forgotten too.
+    """
     model, vae = ports["model"], ports["vae"]
     text = empty_prompt(ports["clip"])
     encoded = Node("VAEEncode", inputs={"pixels": image, "vae": vae})
@@ -77,6 +82,9 @@ def filled(ports: dict[str, Port], image: Port, mask: Port) -> tuple[list[Group]
         inputs={"model": model, "conditioning": text[0], "latent": encoded[0], "sigmas": schedule[0]},
     )
     hidden = Node("LatentLayersKeyMaskedSelfAttention", colour=KEY_NODE, inputs={"model": model, "mask": mask})
+    alike = Node("LatentLayersLookalikeMask", colour=KEY_NODE, inputs={"latent": encoded[0], "mask": mask})
+    if twins:
+        hidden.inputs["artifact_mask"] = alike[0]
     kept = Node(
         "LatentLayersKeepSource",
         colour=KEY_NODE,
@@ -97,7 +105,7 @@ def filled(ports: dict[str, Port], image: Port, mask: Port) -> tuple[list[Group]
     )
     groups = [
         Group("2  Noise", YELLOW, NOISE, 90, [[text, encoded, schedule, inverted]]),
-        Group("3  Edit", PURPLE, FORGET, 90, [[hidden, kept, guider]], width=340),
+        Group("3  Edit", PURPLE, FORGET, 90, [[*([alike] if twins else []), hidden, kept, guider]], width=340),
         Group("4  Sample", RED, SAMPLE, 90, [[sampler, sampled, decoded, result]]),
     ]
     return groups, result[0], [Promoted("guidance", hidden, "guidance"), Promoted("steps", schedule, "steps")]
@@ -110,7 +118,7 @@ def remove_object() -> Blueprint:
     image = whole_cells("Picture in whole cells", ports["image"], "bicubic")
     fitted = whole_cells("Mask likewise", ports["mask"], "bilinear")
     mask = grown(fitted[0], REMOVAL_GROW)
-    groups, result, widgets = filled(ports, image[0], mask[0])
+    groups, result, widgets = filled(ports, image[0], mask[0], twins=True)
     note = "The mask has to be larger than the object, with its shadow: *grow*."
     return Blueprint(
         "Removes what a mask covers and fills the place from its surroundings. Every other pixel stays as it is. "

@@ -55,7 +55,8 @@ in place.
 FORGET = """## Forget the object, keep the rest
 
 **Key-Masked Self-Attention** hides the masked area from the model, so it is filled from its surroundings. \
-**Keep Source** holds everything outside the mask in place.
+**Keep Source** holds everything outside the mask in place. **Lookalike Mask** finds twins of the object, which would \
+be copied into the hole.
 
 **Change:** *guidance* up to 10 when the object shines through, down to 3 when the filling looks overdone. \
 Paint other objects into *ignore_mask* when they are copied into the hole."""
@@ -110,9 +111,19 @@ Inside, every pixel is that of the moved or shrunk picture."""
 
 
 def remove_object_groups(
-    model: Port, clip: Port, vae: Port, image: Port, mask: Port, forget: str = FORGET, **settings: float
+    model: Port,
+    clip: Port,
+    vae: Port,
+    image: Port,
+    mask: Port,
+    forget: str = FORGET,
+    twins: bool = True,
+    **settings: float,
 ) -> tuple[list[Group], Port]:
-    """From mask to sampled latent, decoded: groups, and the result's port. `settings` are of the key mask."""
+    """From mask to sampled latent, decoded: groups, and the result's port.
+
+    `twins`: what looks like the removed object is forgotten too; `settings` are of the key mask.
+    """
     invert_text = Node("CLIPTextEncode", "Empty prompt", height=110, inputs={"clip": clip, "text": ""})
     encoded = Node("VAEEncode", inputs={"pixels": image, "vae": vae})
     schedule = Node("BasicScheduler", inputs={"model": model, "scheduler": SCHEDULER, "steps": STEPS, "denoise": 1.0})
@@ -124,6 +135,9 @@ def remove_object_groups(
     hidden = Node(
         "LatentLayersKeyMaskedSelfAttention", colour=KEY_NODE, inputs={"model": model, "mask": mask, **settings}
     )
+    alike = Node("LatentLayersLookalikeMask", colour=KEY_NODE, inputs={"latent": encoded[0], "mask": mask})
+    if twins:
+        hidden.inputs["artifact_mask"] = alike[0]
     kept = Node(
         "LatentLayersKeepSource",
         colour=KEY_NODE,
@@ -146,7 +160,7 @@ def remove_object_groups(
     )  # fmt: skip
     groups = [
         Group("3  Noise", YELLOW, INVERT, 190, [[invert_text, encoded, schedule, inverted]]),
-        Group("4  Edit", PURPLE, forget, 230, [[hidden, kept, guider]], width=340),
+        Group("4  Edit", PURPLE, forget, 230, [[*([alike] if twins else []), hidden, kept, guider]], width=340),
         Group("5  Sample", RED, SAMPLE, 130, [[sampler, sampled, decoded, result]]),
     ]
     return groups, result[0]
@@ -204,7 +218,9 @@ def canvas_graph(title: str, toy: bool, name: str, **settings: Any):
         canvas = Node("LatentLayersPanAndZoom", colour=KEY_NODE, inputs={"image": picture[0], **settings})
         mask = grown_mask(canvas[1], 8 if toy else 30)
         shown = Node("MaskToImage", inputs={"mask": mask[0]})
-        middle, result = remove_object_groups(model[0], model[1], model[2], canvas[0], mask[0], FILL, guidance=3.0)
+        middle, result = remove_object_groups(
+            model[0], model[1], model[2], canvas[0], mask[0], FILL, False, guidance=3.0
+        )
         text = START_CANVAS.format(title=title, first=FIRST_TOY if toy else FIRST_REAL)
         masks = [canvas, preview("Canvas", canvas[0]), mask, shown, preview("Mask", shown[0])]
         groups = [

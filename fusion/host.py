@@ -11,6 +11,7 @@ from comfy_execution.graph_utils import GraphBuilder
 from torch import Tensor
 
 from ..inversion.trajectory import Trajectory
+from ..masks.lookalikes import LIKENESS
 from .geometry import CELL
 from .layered import Content, Layout, digest
 
@@ -32,6 +33,7 @@ class EditSettings:
     blocks: str = "all"
     refinements: int = 0
     ignore_layers: bool = False  # hide what the other layers show from the areas that are filled
+    forget_lookalikes: bool = True  # while places are filled, what looks like the layers that leave them
     keep_pixels: bool = True  # layers show their own pixels in the end, their surroundings lose no detail to the VAE
 
     @property
@@ -74,7 +76,10 @@ class EditGraph:
         canvas, behind = source, self._value(layout.source)
         if layout.hole is not None:
             ignored = self._ignored(layout.hole)
-            filled = self._fill(canvas, source, layout.hole, high, artifact_mask, ignored)
+            artifacts = None if artifact_mask is None else self._value(artifact_mask)
+            if settings.forget_lookalikes:
+                artifacts = self._lookalikes(encoded, layout.hole, artifacts)
+            filled = self._fill(canvas, source, layout.hole, high, artifacts, ignored)
             masks = [mask is not None and digest(mask) for mask in (layout.hole, ignored, artifact_mask)]
             key = f"filled {key} {replace(settings, keep_pixels=True)} {masks}"
             canvas = self._remembered(key, filled)
@@ -86,7 +91,8 @@ class EditGraph:
             placed = self.graph.node("VAEEncode", pixels=laid, vae=self.vae).out(0)
             canvas = self._fuse(canvas, source, placed, inverted)
         if layout.occluded is not None:
-            canvas = self._fill(canvas, canvas, layout.occluded, high, artifact_mask, None)
+            artifacts = None if artifact_mask is None else self._value(artifact_mask)
+            canvas = self._fill(canvas, canvas, layout.occluded, high, artifacts, None)
         model = self._keep(self._model(settings.steps - settings.filled), source, layout.edited)
         latent = self._sample(model, low, canvas).out(1)
         decoded = self._decoded(latent)
@@ -139,14 +145,20 @@ class EditGraph:
         ignored = torch.stack(masks).amax(0) * (hole == 0) if masks else None
         return ignored if ignored is not None and bool((ignored > 0).any()) else None
 
+    def _lookalikes(self, latent: Link, hole: Tensor, artifacts: Link | None) -> Link:
+        """What looks like the layers that go, and what else is to be forgotten."""
+        more = {} if artifacts is None else {"artifact_mask": artifacts}
+        return self.graph.node(
+            "LatentLayersLookalikeMask", latent=latent, mask=self._value(hole), likeness=LIKENESS, **more
+        ).out(0)  # fmt: skip
+
     def _fill(
-        self, canvas: Link, around: Link, hole: Tensor, sigmas: Link, artifacts: Tensor | None, ignored: Tensor | None
+        self, canvas: Link, around: Link, hole: Tensor, sigmas: Link, artifacts: Link | None, ignored: Tensor | None
     ) -> Link:
         settings, mask = self.settings, self._value(hole)
-        extra = {
-            name: self._value(extra) for name, extra in (("artifact_mask", artifacts), ("ignore_mask", ignored))
-            if extra is not None
-        }  # fmt: skip
+        extra = {} if artifacts is None else {"artifact_mask": artifacts}
+        if ignored is not None:
+            extra["ignore_mask"] = self._value(ignored)
         masked = self.graph.node(
             "LatentLayersKeyMaskedSelfAttention", model=self._model(settings.filled), mask=mask, mode=settings.mode,
             guidance=settings.guidance, start_percent=0.0, end_percent=1.0, artifact_end=0.5, guidance_end=-1.0,

@@ -105,6 +105,12 @@ class LayeredEdit(io.ComfyNode):
                     optional=True,
                     tooltip="More to forget while filling: shadows and reflections of what is removed.",
                 ),
+                io.Boolean.Input(
+                    "forget_lookalikes",
+                    default=True,
+                    advanced=True,
+                    tooltip="What looks like a layer that goes must not be copied into its place.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The edited picture; elsewhere every pixel is the same."),
@@ -117,11 +123,12 @@ class LayeredEdit(io.ComfyNode):
     @override
     def execute(
         cls, model, vae, conditioning, image, layers, steps, scheduler, sampler, harmonize, guidance, mode, grow,
-        refinements, blocks, ignore_layers, keep_pixels, artifact_mask=None,
+        refinements, blocks, ignore_layers, keep_pixels, artifact_mask=None, forget_lookalikes=True,
     ) -> io.NodeOutput:  # fmt: skip
         layout = lay_out(image, layers, grow)
         settings = EditSettings(
-            steps, scheduler, sampler, harmonize, mode, guidance, blocks, refinements, ignore_layers, keep_pixels
+            steps, scheduler, sampler, harmonize, mode, guidance, blocks, refinements, ignore_layers,
+            forget_lookalikes, keep_pixels,
         )  # fmt: skip
         edited, nodes = EditGraph(layout, settings, model, vae, conditioning).build(artifact_mask, image)
         preview = layout_preview(layout.source, layout.layers)

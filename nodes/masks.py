@@ -1,8 +1,10 @@
-"""Soft Mask and Change Threshold."""
+"""Soft Mask, Lookalike Mask and Change Threshold."""
 
 from comfy_api.latest import io
 from typing_extensions import override
 
+from ..masks.grid import as_mask, check_aspect, check_batch, check_painted, union
+from ..masks.lookalikes import LIKENESS, lookalikes
 from ..masks.soft import soft_mask
 from ..masks.threshold import ALPHA, change_picture, threshold_changes
 
@@ -85,6 +87,52 @@ class SoftMask(io.ComfyNode):
         return io.NodeOutput(soft)
 
 
+class LookalikeMask(io.ComfyNode):
+    """LATENT x MASK -> MASK: where the picture shows something like what the mask covers."""
+
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LatentLayersLookalikeMask",
+            display_name="Lookalike Mask",
+            category=CATEGORY,
+            description="Finds what looks like the object under a mask, and not like its surroundings: twins that "
+            "would be copied into its place. Connect it to artifact_mask of Key-Masked Self-Attention.",
+            search_aliases=["twin", "similar object", "artifact mask", "artifact suppression", "duplicate"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="The picture, from VAE Encode."),
+                io.Mask.Input("mask", tooltip="What is removed, grown as for the removal."),
+                io.Float.Input(
+                    "likeness",
+                    default=LIKENESS,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="Higher finds more that is only a little like it. 0 finds nothing.",
+                ),
+                io.Mask.Input(
+                    "artifact_mask",
+                    optional=True,
+                    tooltip="More to forget, added to what is found: shadows, reflections.",
+                ),
+            ],
+            outputs=[io.Mask.Output(display_name="mask", tooltip="What looks like it; black where nothing does.")],
+        )
+
+    @classmethod
+    @override
+    def execute(cls, latent, mask, likeness, artifact_mask=None) -> io.NodeOutput:
+        who, samples = "Lookalike Mask", latent["samples"]
+        mask = as_mask(mask, who)
+        check_painted(mask, who)
+        check_aspect(mask, samples.shape, who)
+        check_batch(mask, len(samples), who)
+        more = None if artifact_mask is None else as_mask(artifact_mask, who, "artifact_mask")
+        return io.NodeOutput(union(lookalikes(samples, mask, likeness), more))
+
+
 class ChangeThreshold(io.ComfyNode):
     """IMAGE x IMAGE -> IMAGE, MASK, IMAGE: only what a turn has really changed is taken over."""
 
@@ -159,4 +207,4 @@ class ChangeThreshold(io.ComfyNode):
         return io.NodeOutput(turn.image, turn.mask, change_picture(turn.distance, alpha))
 
 
-NODES = [SoftMask, ChangeThreshold]
+NODES = [SoftMask, LookalikeMask, ChangeThreshold]

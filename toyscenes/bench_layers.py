@@ -40,6 +40,7 @@ def node_settings(**changes: Any) -> EditSettings:
         "guidance",
         "refinements",
         "ignore_layers",
+        "forget_lookalikes",
         "keep_pixels",
     )
     return replace(EditSettings(**{name: given[name] for name in names}), **changes)

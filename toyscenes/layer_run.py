@@ -11,6 +11,7 @@ from ..fusion.fuse import fuse
 from ..fusion.host import EditSettings
 from ..fusion.layered import Layout, with_detail
 from ..inversion.trajectory import Trajectory
+from ..masks.lookalikes import lookalikes
 from .pipeline import Toy
 
 
@@ -38,14 +39,17 @@ class LayeredRun:
         source = toy.invert(latents, refinements=settings.refinements, sigmas=part)
         run = cls(toy, settings, sigmas, source, source)
         if holes:
-            run.canvas = run.fill(source, source, torch.cat(holes))
+            hole = torch.cat(holes)
+            run.canvas = run.fill(
+                source, source, hole, lookalikes(latents, hole) if settings.forget_lookalikes else None
+            )
         return run
 
-    def fill(self, start: Trajectory, around: Trajectory, holes: Tensor, ignored: Tensor | None = None) -> Trajectory:
+    def fill(self, start: Trajectory, around: Trajectory, holes: Tensor, artifacts: Tensor | None = None) -> Trajectory:
         """K steps in which the holes (B, H, W) are forgotten; elsewhere `around` is followed."""
         settings = self.settings
         masked = apply_key_mask(
-            self.toy.model, holes, mode=settings.mode, guidance=settings.guidance, end=1.0, ignore_mask=ignored
+            self.toy.model, holes, mode=settings.mode, guidance=settings.guidance, end=1.0, artifact_mask=artifacts
         )
         sigmas = self.sigmas[: settings.filled + 1]
         return self.toy.run(apply_keep_source(masked, around, holes), start, sigmas, settings.sampler)[0]

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..attention.host import apply_keep_source, apply_key_mask
 from ..inversion.trajectory import Trajectory
 from ..masks.grid import dilate
+from ..masks.lookalikes import lookalikes
 from .measure import psnr
 from .pipeline import STEPS, Toy, images
 from .scenes import Scene, random_scene
@@ -72,6 +73,7 @@ def remove(
     Returns composited IMAGEs (B, H, W, 3).
     """
     trajectory = data.trajectory(toy, steps)
+    settings = {"artifact_mask": lookalikes(data.latents, data.masks), **settings}
     patched = apply_keep_source(apply_key_mask(toy.model, data.masks, **settings), trajectory, data.masks)
     return composite(data, toy.decode(toy.sample(patched, trajectory, sampler, seed)))
 
