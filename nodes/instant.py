@@ -134,6 +134,7 @@ class InstantAttentionMask(io.ComfyNode):
                 io.Boolean.Input(
                     "edges",
                     default=True,
+                    optional=True,  # for graphs that were saved before there was this
                     advanced=True,
                     tooltip="Let the mask follow the edges of the picture. Off: it is blurred, as in the paper.",
                 ),
@@ -215,6 +216,7 @@ class WordMask(io.ComfyNode):
                 io.Boolean.Input(
                     "edges",
                     default=True,
+                    optional=True,  # for graphs that were saved before there was this
                     advanced=True,
                     tooltip="Let the mask follow the edges of the picture. Off: the attention as it is, which is soft.",
                 ),

@@ -108,6 +108,7 @@ class LayeredEdit(io.ComfyNode):
                 io.Boolean.Input(
                     "forget_lookalikes",
                     default=True,
+                    optional=True,  # for graphs that were saved before there was this
                     advanced=True,
                     tooltip="What looks like a layer that goes must not be copied into its place.",
                 ),

@@ -9,9 +9,10 @@ from comfy_extras.nodes_mask import ImageCompositeMasked
 from latent_layers.attention.host import apply_keep_source
 from latent_layers.inversion.trajectory import Trajectory
 from latent_layers.masks.grid import cover
-from latent_layers.nodes.masks import ChangeThreshold, SoftMask
+from latent_layers.nodes.masks import ChangeThreshold, LookalikeMask, SoftMask
 from latent_layers.toyscenes.host import draw_scene
 from latent_layers.toyscenes.pipeline import Toy
+from latent_layers.toyscenes.removal import removal_set
 
 from . import layouts
 
@@ -34,6 +35,31 @@ def execute(node, **given):
         entry.id: entry.default for entry in node.define_schema().inputs if getattr(entry, "default", None) is not None
     }
     return node.execute(**{**defaults, **given}).args
+
+
+def test_lookalike_mask_finds_the_twins_of_what_is_removed():
+    toy = Toy()
+    data = removal_set(toy, [12])  # three black squares, one of which goes
+    (found,) = execute(LookalikeMask, latent={"samples": data.latents}, mask=data.masks)
+    assert found.shape == data.masks.shape and not (found * data.masks).any()
+    solid = data.others > 0.5
+    assert found[solid].mean() > 0.6 and found[~solid].mean() < 0.05
+    shadow = layouts.box(256, 256, 0.0, 0.2, 0.0, 0.2)
+    (more,) = execute(LookalikeMask, latent={"samples": data.latents}, mask=data.masks, artifact_mask=shadow)
+    assert torch.equal(more, torch.maximum(found, shadow))
+    assert not execute(LookalikeMask, latent={"samples": data.latents}, mask=data.masks, likeness=0.0)[0].any()
+
+
+def test_lookalike_mask_refuses_what_does_not_fit():
+    latent, mask = {"samples": torch.zeros(2, 8, 32, 32)}, layouts.box(256, 256, 0.2, 0.5, 0.2, 0.5)
+    for given, text in (
+        (torch.zeros(1, 256, 256), "mask is empty"),
+        (torch.ones(1, 256, 256), "mask is full"),
+        (mask[:, :, :128], "mask"),
+        (mask.repeat(3, 1, 1), "mask has a batch of 3 for 2"),
+    ):
+        with pytest.raises(ValueError, match=f"^Lookalike Mask: {text}"):
+            execute(LookalikeMask, latent=latent, mask=given)
 
 
 def test_soft_mask_as_it_is_dropped_into_a_graph(scene):
