@@ -28,13 +28,14 @@ def test_other_words_make_another_picture(page, server):
     assert len(counts) == 3  # the mask, the inversion, the edit
     page.wait_for_timeout(1500)
     screenshot(page, "try_me_edit_by_words_done")
-    assert "purple" in page.evaluate(ROLES)
+    roles = page.evaluate(ROLES)  # what goes is looked for in the source's words
+    assert roles.startswith("source_text:") and "red +1" in roles
     say(page, "What it should show", "a blue star on a checkered background")
     second, again = run(page, server, first)
     assert second != first and len(again) == 2  # the picture's own way to noise is known
     page.wait_for_timeout(1500)
     screenshot(page, "try_me_edit_by_words_again")
-    assert "blue" in page.evaluate(ROLES)
+    assert "red +1" in page.evaluate(ROLES)
     assert page.evaluate(SHOWN) == second
     assert complaints(page) == [] and unknown_nodes(page) == []
 
