@@ -199,7 +199,7 @@ def test_each_evaluation_starts_anew_and_maps_are_taken_once():
         q = random(1, 24, 32, seed=seed)
         cross_attention(CapturePass(capture, 0, 1), q, k, (4, 6))
     assert torch.allclose(capture.take().double().flatten(2), written_out(q, k, 4).mT, atol=1e-6)
-    with pytest.raises(RuntimeError, match="there are no maps: no evaluation of the positive conditioning has run"):
+    with pytest.raises(RuntimeError, match="there are no maps: no evaluation of the conditioning has run"):
         capture.take()
     cross_attention(CapturePass(capture, 0, 1), q, k, (4, 6))
     capture.cleanup()
