@@ -53,8 +53,9 @@ def test_words_that_name_the_object_are_told_from_the_same_words_elsewhere():
 
 
 def test_every_word_of_the_caption_has_its_kind():
-    assert recoloured().kinds() == ["filler", "other", "other", "other", "filler", "colour", "shape", "shape",
-                                    "filler", "filler", "other", "other", "filler", "filler", "place", "place"]  # fmt: skip
+    expected = ["filler", "other", "other", "other", "filler", "colour", "shape", "shape",
+                "filler", "filler", "other", "other", "filler", "filler", "place", "place"]  # fmt: skip
+    assert recoloured().kinds() == expected
     twins = scene(RING, dataclasses.replace(LETTERS[0], shape="cross"), dataclasses.replace(LETTERS[1], size=0.2))
     twins = dataclasses.replace(twins, objects=(*twins.objects, dataclasses.replace(twins.objects[1], x=0.2, y=0.8)))
     edit = WordEdit("colour", twins, twins.edited(0, colour="white"), 0)
