@@ -41,7 +41,8 @@ SECTIONS = (
         "Removing an object",
         "Scenes of 1 to 3 objects, one of which goes. The mask is what is seen of it, grown by 20/1024 of the width. "
         "Everything runs on the same model, schedule and (empty) prompt; the host's inpainting is Set Latent Noise "
-        "Mask with KSampler from full noise. A perfect edit decodes to what the autoencoder makes of the truth, hence "
+        "Mask with KSampler from full noise. Twins of the object are forgotten by Lookalike Mask, as in the graphs. A "
+        "perfect edit decodes to what the autoencoder makes of the truth, hence "
         "the first column.",
     ),
     Section(
