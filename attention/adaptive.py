@@ -19,7 +19,8 @@ itself runs untouched in every backend. What words are held by is added to its o
 sum over them of (M_i - M*_i) V*_i. Only these sums need maps, of pixels by tokens.
 
 Structure can be held besides: early in the schedule the coarse self-attentions of the edit take
-queries and keys from the source, and keep their own values.
+queries and keys from the source. Where w is small they do so to the end, and take values too, so
+that beside the edit the layout is the source's, at w = 0 wholly.
 
 The branches are evaluated one after the other, the source first. What the edit will need of it is
 kept in between: of every cross-attention the output and, while words are held, queries and keys.
@@ -39,7 +40,7 @@ from .timings import WordTimings, saliency
 
 WHO = "Adaptive Attention Guider"
 MASK_MODES = ("multiply", "replace")
-SPATIAL = ("moving", "fixed")
+SPATIAL = ("fixed", "moving")
 
 BlockKey = tuple[str, int, int]
 
@@ -170,7 +171,7 @@ class AdaptiveRun:
     ) -> None:
         """token_sigmas: for each token of the edit prompt the noise level above which it is held.
 
-        hold_sigma: that of the self-attentions `hold_blocks`.
+        hold_sigma: that of the self-attentions `hold_blocks`; below it they are held beside the edit.
         """
         self.timings, self.weight = timings, weight
         self.source_tokens, self.edit_tokens = timings.alignment.source.length, timings.alignment.edit.length
@@ -186,7 +187,8 @@ class AdaptiveRun:
     def begin(self, sigma: float, device: torch.device) -> None:
         """A new evaluation, at a noise level."""
         self.weight.begin()
-        self.hold_blocks = self._hold_blocks if sigma > self._hold_sigma else frozenset()
+        self.holds_layout = sigma > self._hold_sigma
+        self.hold_blocks = self._hold_blocks if self.holds_layout or not self.weight.is_one else frozenset()
         held = [(token, partner) for limit, token, partner in self._limits if sigma > limit]
         tokens = tuple(token for token, _ in held)
         if held and (self._held is None or self._held[0] != tokens):
@@ -197,6 +199,7 @@ class AdaptiveRun:
     def end(self) -> None:
         """The evaluation is over: free what it has left."""
         self.held: Held | None = None
+        self.holds_layout = False
         self.hold_blocks: frozenset[BlockKey] = frozenset()
         self.kept: dict[BlockKey, Kept] = {}
         self.kept_hidden: dict[BlockKey, Tensor] = {}
@@ -276,7 +279,8 @@ class AttentionPass:
     def self_mark(self, q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """The `attn1_patch` point, the first of its patches: hidden states (B, N, C) for q, k and v."""
         if _key(extra) in self.run.hold_blocks:
-            return self._self_hidden(_key(extra), q, k, v)
+            height, width = extra["activations_shape"][-2:]
+            return self._self_hidden(_key(extra), height, width, q, k, v)
         return q, k, v
 
     def _hidden(self, layout: _Layout, hidden: Tensor) -> None:
@@ -285,7 +289,9 @@ class AttentionPass:
     def _attended(self, layout: _Layout, q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _self_hidden(self, block: BlockKey, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _self_hidden(
+        self, block: BlockKey, height: int, width: int, q: Tensor, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         raise NotImplementedError
 
 
@@ -316,7 +322,9 @@ class SourcePass(AttentionPass):
             )
         return out
 
-    def _self_hidden(self, block: BlockKey, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _self_hidden(
+        self, block: BlockKey, height: int, width: int, q: Tensor, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         if block not in self.run.kept_hidden:
             self.run.kept_hidden[block] = self._own(q)
         return q, k, v
@@ -369,14 +377,21 @@ class EditPass(AttentionPass):
         source = token_maps(kept.q.to(q), kept.k.to(q), heads, theirs, kept.context).index_select(3, held.source)
         return held_change(maps, source, v.index_select(1, held.edit))
 
-    def _self_hidden(self, block: BlockKey, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        kept = self.run.kept_hidden.get(block)
-        held = q.clone()
+    def _self_hidden(
+        self, block: BlockKey, height: int, width: int, q: Tensor, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        kept, weight = self.run.kept_hidden.get(block), self.run.weight
+        layout, values = q.clone(), v if weight.is_one else v.clone()
         for rows in self.rows:
             if kept is None or kept.shape != q[rows].shape:
                 raise ValueError(
                     f"{WHO}: the source has left nothing that fits block {block}; its conditioning has to act over "
                     "the whole schedule"
                 )
-            held[rows] = kept.to(q)
-        return held, held, v
+            source = kept.to(q)
+            if not weight.is_one:
+                share = weight.on(height, width, q.device).to(q.dtype).expand_as(source)
+                values[rows] = torch.lerp(source, v[rows], share)
+                source = source if self.run.holds_layout else torch.lerp(source, q[rows], share)
+            layout[rows] = source
+        return layout, layout, values

@@ -38,9 +38,9 @@ from .capture_host import blocks_near
 from .host import self_attentions
 from .timings import WordTimings
 
-LAMBDA_S = 0.95
+LAMBDA_S = 1.0
 LAMBDA_SV = 2.0  # the article's 0.8 to 1 is meant for cosines, which are larger than correlations
-HOLD = 0.5
+HOLD = 0.0
 _KEY = "latent_layers_adaptive_attention"
 
 
@@ -110,7 +110,7 @@ class AdaptiveAttentionGuider(comfy.samplers.CFGGuider):
         """The model is loaded: prepare the run, and drop it when it ends, also on an error."""
         sampling: Any = self.model_patcher.get_model_object("model_sampling")
         held_above = [float(sampling.percent_to_sigma(1 - tau)) for tau in self.timings.token_taus().tolist()]
-        blocks = _structure(self.model_patcher, noise.shape) if self.hold else frozenset()
+        blocks = _structure(self.model_patcher, noise.shape)
         hold_above = float(sampling.percent_to_sigma(self.hold))
         try:
             self._run = AdaptiveRun(self.timings, self.weight(), held_above, hold_above, blocks)
@@ -271,7 +271,7 @@ def adaptive_guider(
     mask_mode: str = "multiply",
     hold: float = 0.0,
     pair: bool = False,
-    spatial: str = "moving",
+    spatial: str = SPATIAL[0],
 ) -> AdaptiveAttentionGuider:
     """A guider that edits softly, word by word and pixel by pixel (AdapEdit, equations 4, 8 and 9).
 

@@ -56,7 +56,8 @@ class WordTimings:
     keyword     E_k (C,) float32, of length 1
     centre      (C,) float32, the mean of E_V that was taken off, or None
     block       whose hidden states E_V are: the host's (side, number, depth)
-    saliency    S_V (h, w) float32 in [0, 1] of the evaluation that was read, with a lambda_SV of 1
+    saliency    S_V (h, w) float32 in [0, 1] of the evaluation that was read, with a lambda_SV of 1; see
+                `timings_host` on what else may count
     """
 
     alignment: Alignment

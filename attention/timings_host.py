@@ -3,12 +3,22 @@
 The article reads at the last step of a pass with the edit prompt. A picture's trajectory has the
 latent of that step already, so that one evaluation is enough, of a generated picture (Sample
 Trajectory with the edit prompt) as of a real one (Invert).
+
+A real picture does not show what the new words say. Where one of them takes the place of a word
+of the source's, the place is looked for by that word, which the picture does show, in a second
+evaluation, with the source's prompt: E_k (equation 6) is then made of its map. Not every word
+that goes can be seen (small, two), so that the words it stands together with are asked too: the
+one whose map is the clearest leads, and those that look where it looks join in.
+
+Their map itself counts as well. One embedding stands for one look, and a striped background has
+two: S_V is then the larger of equation 9 and the words' map, scaled to [0, 1].
 """
 
 import itertools
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import comfy.samplers
@@ -19,7 +29,9 @@ from torch import Tensor
 
 from ..inversion.host import model_family, sample_counted
 from ..inversion.trajectory import Trajectory
-from ..masks.instant import word_maps
+from ..masks.instant import clearest, min_max, word_maps
+from ..masks.instant import similarities as alike_maps
+from ..masks.instant_words import gone_and_added, phrases
 from .alignment import Alignment, align
 from .blocks import Block
 from .capture import Capture
@@ -44,6 +56,8 @@ from .words import Prompt, find_words, listing
 WHO = "Word Timings"
 CELLS = 32  # the article's grid, at 512 pixels
 PERCENT = 1.0  # the article's
+SHOWS = ("source", "edit")
+JOINS = 0.5  # correlation of its map to the leading one's, from which a word joins in
 _KEY = "latent_layers_word_timings"
 
 
@@ -53,13 +67,19 @@ class Reading:
 
     maps         of every word, before the alpha_m filter, (N, h, w) float32
     faint        words whose map lies below alpha_m everywhere, and was taken whole
+    looked_for   words that E_k is made of, the source's or the edit's
     evaluations  pictures that went through the UNet
     """
 
     timings: WordTimings
     maps: Tensor
     faint: tuple[str, ...]
+    looked_for: tuple[str, ...]
     evaluations: int
+
+    def text(self) -> str:
+        """For people: the alignment, and by which words the place of the edit was looked for."""
+        return f"{self.timings.alignment.text()}\nlooked for: {', '.join(self.looked_for)}"
 
     def strip(self) -> Tensor:
         """Every word's map and S_V, labelled, IMAGE (1, H, W, 3)."""
@@ -141,6 +161,7 @@ def word_timings(
     taus: str = "",
     percent: float = PERCENT,
     correlation: bool = True,
+    shows: str = "source",
 ) -> Reading:
     """How long each word of the edit prompt keeps the source's attention, see `attention.timings`.
 
@@ -150,15 +171,20 @@ def word_timings(
     lambda_tau   factor of every tau, see equation 7
     alpha_m      what of a word's map is too little to count
     keywords     words of the edit prompt that the edit is about, see `attention.words.find_words`;
-                 where empty, the words that the source's prompt has not, but for faint ones
+                 where empty, see `shows`
     taus         times of the user's own, see `attention.timings.read_table`
     percent      level of the trajectory that is read, the nearest to this part of the schedule
                  (0 = pure noise); 1 is the last step's
     correlation  compare hidden states by correlation; False is the article's cosine
+    shows        source: the trajectory's picture is the one before the edit, and E_k is made of the
+                 words that go, as far as there are any; edit: it was made with the edit prompt, and
+                 E_k is made of the words that the source's prompt has not, but for faint ones
 
-    One evaluation of the UNet, without guidance. Raises ValueError for inputs that do not fit,
-    before anything is encoded or loaded.
+    One evaluation of the UNet, or two where the source's words are asked, without guidance. Raises
+    ValueError for inputs that do not fit, before anything is encoded or loaded.
     """
+    if shows not in SHOWS:
+        raise ValueError(f"{WHO}: shows is {shows!r}; use {' or '.join(SHOWS)}")
     _check_numbers(lambda_tau=(lambda_tau, 4.0), alpha_m=(alpha_m, 1.0), percent=(percent, 1.0))
     blocks = blocks_near(model, trajectory.shape, WHO, CELLS)
     trajectory.check_model(model_family(model, WHO), f"{WHO}: trajectory")
@@ -170,45 +196,77 @@ def word_timings(
     if clip is None:
         raise ValueError(f"{WHO}: clip is empty; this checkpoint has no text encoder, load one with Load CLIP")
     alignment = align(_read(clip, source_text, "source_text"), _read(clip, edit_text, "edit_text"), WHO)
-    numbers, named = _keywords(alignment, keywords), bool(keywords.strip())
+    gone = gone_and_added(alignment.edit, alignment.source)[0] if shows == "source" and not keywords.strip() else ()
+    numbers, named = _keywords(alignment, keywords, bool(gone)), bool(keywords.strip())
     read_table(taus, listing(alignment.edit.words).split(", "), f"{WHO}: taus")  # before the work, if it is wrong
     level = _level(model, trajectory, percent)
 
-    capture = Capture(blocks, alignment.edit.length)
+    evaluate = partial(_evaluate, model, clip, trajectory, level, blocks)
+    reading, evaluations = evaluate(edit_text, alignment.edit)
+    source = None
+    if gone:
+        source, more = evaluate(source_text, alignment.source)
+        evaluations += more
+
+    block = _last_up(blocks).key
+    found = _read_off(reading, source, alignment, numbers, gone, named, block, lambda_tau, alpha_m, correlation)
+    return replace(found, timings=found.timings.with_table(taus, f"{WHO}: taus"), evaluations=evaluations)
+
+
+def _evaluate(
+    model: ModelPatcher, clip: Any, trajectory: Trajectory, level: float, blocks: frozenset[Block], text: str,
+    prompt: Prompt,
+) -> tuple[OneEvaluation, int]:  # fmt: skip
+    """The model at a latent of the trajectory's own with a text; and how many pictures went through the UNet."""
+    capture = Capture(blocks, prompt.length)
     hidden = HiddenStates(_last_up(blocks).key)
     patched = apply_capture(model, capture, WHO)
     patched.set_model_attn2_patch(hidden.patch)
     patched.add_callback_with_key(CallbacksMP.ON_CLEANUP, _KEY, lambda patcher: hidden.cleanup())
     reading = OneEvaluation(trajectory, capture, hidden)
     guider: Any = comfy.samplers.CFGGuider(patched)
-    guider.inner_set_conds({"positive": clip.encode_from_tokens_scheduled(clip.tokenize(edit_text))})
+    guider.inner_set_conds({"positive": clip.encode_from_tokens_scheduled(clip.tokenize(text))})
     guider.set_cfg(1.0)
     # Without a negative and at scale 1 the host evaluates the positive condition only.
     nothing = torch.zeros_like(trajectory.noisiest)
     _, evaluations = sample_counted(guider, nothing, nothing, reading, [level], 0, WHO)
-    timings, maps, faint = _read_off(reading, alignment, numbers, named, hidden.block, lambda_tau, alpha_m, correlation)
-    return Reading(timings.with_table(taus, f"{WHO}: taus"), maps, faint, evaluations)
+    return reading, evaluations
 
 
 def _read_off(
     reading: OneEvaluation,
+    source: OneEvaluation | None,
     alignment: Alignment,
     numbers: tuple[int, ...],
+    gone: tuple[int, ...],
     named: bool,
     block: tuple[str, int, int],
     lambda_tau: float,
     alpha_m: float,
     correlation: bool,
-) -> tuple[WordTimings, Tensor, tuple[str, ...]]:
-    """Equations 5, 6, 7 and 9 on what an evaluation has left; `numbers` are the keywords, `named` by the user."""
+) -> Reading:
+    """Equations 5, 6, 7 and 9 on what the evaluations have left.
+
+    numbers  keywords of the edit prompt, `named` by the user or not
+    gone     words of the source's prompt to look for, where `source` has been evaluated
+    """
     words = alignment.edit.words
     names = listing(words).split(", ")
     maps = word_maps(reading.attention[0].cpu(), [word.tokens for word in words])
-    values = reading.values.cpu()
+    values = (reading if source is None else source).values.cpu()
     centre = values[0].flatten(1).mean(1) if correlation else None
     embeddings = word_embeddings(maps, values[0], alpha_m, centre)
     is_faint = filtered(maps, alpha_m)[1]
-    keyword = keyword_embedding(embeddings, numbers if named else voting(numbers, is_faint))
+    place: Tensor | None = None
+    if source is None:
+        asked = numbers if named else voting(numbers, is_faint)
+        keyword, looked_for = keyword_embedding(embeddings, asked), [names[number] for number in asked]
+    else:
+        theirs = word_maps(source.attention[0].cpu(), [word.tokens for word in alignment.source.words])
+        asked = seen_words(alignment.source, gone, theirs)
+        keyword = keyword_embedding(word_embeddings(theirs, values[0], alpha_m, centre), asked)
+        place = min_max(theirs[list(asked)].mean(0))
+        looked_for = [listing(alignment.source.words).split(", ")[number] for number in asked]
     alike = similarities(embeddings, keyword)
     taus = tau_of(alike, numbers, lambda_tau)
     timings = tuple(Timing(*row) for row in zip(names, alike.tolist(), taus.tolist(), strict=True))
@@ -216,7 +274,24 @@ def _read_off(
     if faint:
         logging.info("Latent Layers %s: below alpha_m %g everywhere, taken whole: %s", WHO, alpha_m, ", ".join(faint))
     marked = saliency(keyword, values, 1.0, centre)[0]
-    return WordTimings(alignment, timings, keyword, centre, block, marked), maps, faint
+    if place is not None:
+        marked = torch.maximum(marked, place)
+    found = WordTimings(alignment, timings, keyword, centre, block, marked)
+    return Reading(found, maps, faint, tuple(looked_for), 0)
+
+
+def seen_words(prompt: Prompt, gone: Sequence[int], maps: Tensor) -> tuple[int, ...]:
+    """Numbers of the words by which words that go are looked for, maps (N, h, w) of all words.
+
+    Of the phrase of each, the word with the clearest map, and those of it that look alike.
+    """
+    found: set[int] = set()
+    for number in gone:
+        phrase = phrases(prompt, (number,))
+        own = maps[list(phrase)]
+        joins = alike_maps(own[clearest(own)], own, correlation=True) > JOINS
+        found.update(itertools.compress(phrase, joins.tolist()))
+    return tuple(sorted(found))
 
 
 def _check_numbers(**given: tuple[float, float]) -> None:
@@ -231,12 +306,12 @@ def _read(clip: Any, text: str, name: str) -> Prompt:
     return read_prompt(clip, text, f"{WHO}: {name}")
 
 
-def _keywords(alignment: Alignment, names: str) -> tuple[int, ...]:
-    """Numbers of the keywords among the words of the edit prompt."""
+def _keywords(alignment: Alignment, names: str, looks: bool) -> tuple[int, ...]:
+    """Numbers of the keywords among the words of the edit prompt; `looks`: words that go are looked for."""
     words = alignment.edit.words
     if names.strip():
         return tuple(words.index(word) for word in find_words(alignment.edit, names, f"{WHO}: keywords"))
-    if not alignment.new:
+    if not alignment.new and not looks:
         raise ValueError(
             f"{WHO}: edit_text only leaves out {listing(alignment.left_out)}, no word is new; "
             f"name in keywords what the edit is about, of {listing(words)}"

@@ -52,8 +52,8 @@ class AdaptiveAttentionGuider(io.ComfyNode):
                 _part(
                     "hold",
                     HOLD,
-                    "Share of the sampling, from its start, in which the source's layout is held by self-attention. "
-                    "Lower it, down to 0, for new shapes.",
+                    "Share of the sampling, from its start, in which the source's layout is held inside the edit too. "
+                    "0.5 keeps outlines; leave it at 0 for new shapes.",
                 ),
                 Trajectory.Input(
                     "trajectory",
@@ -81,9 +81,9 @@ class AdaptiveAttentionGuider(io.ComfyNode):
                 io.Combo.Input(
                     "spatial",
                     options=list(SPATIAL),
-                    default="moving",
+                    default=SPATIAL[0],
                     advanced=True,
-                    tooltip="moving: the map is read at every step, as in the article. fixed: that of Word Timings.",
+                    tooltip="fixed: the map of Word Timings. moving: it is read anew at every step, as in the article.",
                 ),
                 io.Boolean.Input(
                     "pair",

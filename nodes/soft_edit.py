@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 from typing_extensions import override
 
 from ..attention.timings import ALPHA_M, LAMBDA_TAU
-from ..attention.timings_host import PERCENT, word_timings
+from ..attention.timings_host import PERCENT, SHOWS, word_timings
 from .types import Trajectory
 from .types import WordTimings as Timings
 
@@ -66,8 +66,8 @@ class WordTimings(io.ComfyNode):
                     "keywords",
                     default="",
                     optional=True,
-                    tooltip="Words of edit_text that the edit is about, with commas between. Empty: those that are "
-                    "new.",
+                    tooltip="Words of edit_text that the edit is about, with commas between. Empty: found by itself, "
+                    "see shows.",
                 ),
                 io.String.Input(
                     "taus",
@@ -97,6 +97,16 @@ class WordTimings(io.ComfyNode):
                     tooltip="Compare what words look at by correlation. Off: by cosine, as in the article, for which "
                     "everything in a picture is alike.",
                 ),
+                io.Combo.Input(
+                    "shows",
+                    options=list(SHOWS),
+                    default=SHOWS[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the trajectory's picture shows. source: the picture before the edit; the place is "
+                    "looked for by the words that go. edit: one made with edit_text, as in the article; by the new "
+                    "words.",
+                ),
             ],
             outputs=[
                 Timings.Output(display_name="timings", tooltip="For Adaptive Attention Guider."),
@@ -105,7 +115,10 @@ class WordTimings(io.ComfyNode):
                     tooltip="Each word's similarity to the new words, and its tau: the share of the schedule still to "
                     "go at which it gets attention of its own.",
                 ),
-                io.String.Output(display_name="alignment", tooltip="Which words are new, which stay, which go."),
+                io.String.Output(
+                    display_name="alignment",
+                    tooltip="Which words are new, which stay, which go; and by which the place was looked for.",
+                ),
                 io.Image.Output(
                     display_name="strip", tooltip="Where each word looks, and last where the edit is (white)."
                 ),
@@ -116,16 +129,14 @@ class WordTimings(io.ComfyNode):
     @override
     def execute(
         cls, model, clip, source_text, edit_text, trajectory, lambda_tau, alpha_m, keywords="", taus="",
-        percent=PERCENT, correlation=True,
+        percent=PERCENT, correlation=True, shows=SHOWS[0],
     ) -> io.NodeOutput:  # fmt: skip
         reading = word_timings(
             model, clip, source_text, edit_text, trajectory, lambda_tau=lambda_tau, alpha_m=alpha_m, keywords=keywords,
-            taus=taus, percent=percent, correlation=correlation,
+            taus=taus, percent=percent, correlation=correlation, shows=shows,
         )  # fmt: skip
         timings, strip = reading.timings, reading.strip()
-        return io.NodeOutput(
-            timings, timings.table(), timings.alignment.text(), strip, ui=ui.PreviewImage(strip, cls=cls)
-        )
+        return io.NodeOutput(timings, timings.table(), reading.text(), strip, ui=ui.PreviewImage(strip, cls=cls))
 
 
 NODES = [WordTimings]

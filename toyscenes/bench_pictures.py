@@ -19,13 +19,18 @@ from .measure import follows_caption
 from .pipeline import Toy
 from .removal import composite, removal_set, remove
 from .scenes import random_scene
+from .soft_pictures import soft_pictures
 
 DOCS = Path(__file__).parent.parent / "docs"
+HELP = DOCS.parent / "web" / "docs"  # where the nodes' help pages find their pictures
 COLUMNS = 8
 
 
 def run(seeds: range) -> dict:
-    """Write docs/remove.png of the first 8 seeds, samples.png of the first 24, layers.png of one each."""
+    """Write docs/remove.png of the first 8 seeds, samples.png of the first 24, layers.png of one each.
+
+    And web/docs/soft_edit.png, which does not depend on them.
+    """
     toy = Toy()
     DOCS.mkdir(exist_ok=True)
     with torch.inference_mode():
@@ -38,6 +43,7 @@ def run(seeds: range) -> dict:
         samples = generate(toy, [scene.caption() for scene in scenes], list(seeds[: len(scenes)]))
         _save(list(samples.split(COLUMNS)), DOCS / "samples.png")
         _save(_layers(toy, seeds), DOCS / "layers.png")
+        soft_pictures(toy).save(HELP / "soft_edit.png", optimize=True)
     followed = [follows_caption(scene, sample) for scene, sample in zip(scenes, samples.numpy(), strict=True)]
     return {
         "remove": "rows: source, mask, Latent Layers, the host's inpainting, truth",

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..attention.timings import WordTimings
+from ..attention.adaptive_host import HOLD, LAMBDA_S, LAMBDA_SV
+from ..attention.timings import LAMBDA_TAU, WordTimings
 from ..inversion.proximal_host import Settings, apply_proximal_guidance
 from .bench_turns import strength
 from .measure import psnr
@@ -27,11 +28,12 @@ from .soft_run import EVERYWHERE, Source, everywhere, generated, outcome, prompt
 TUNING = range(32)  # scenes on which the fixed time is chosen, none of those that judge
 FIXED = (0.2, 0.4, 0.6, 0.8)
 TUNED, OTHERS, CHANGED, RAMPS, TIMED = 10, 20, 10, 4, 3  # scenes that the parts of the benchmark run on
-SWEEPS: dict[str, tuple[float, ...]] = {
-    "lambda_tau": (0.5, 1.5),
-    "lambda_s": (0.8, 0.9, 1.0),
-    "lambda_sv": (0.9, 4.0),
-    "hold": (0.0, 0.25, 0.75),
+SHIPPED = {"lambda_tau": LAMBDA_TAU, "lambda_s": LAMBDA_S, "lambda_sv": LAMBDA_SV, "hold": HOLD}
+SWEEPS: dict[str, tuple[float, ...]] = {  # beside what is shipped
+    "lambda_tau": (0.0, 0.5, 2.0),
+    "lambda_s": (0.25, 0.5, 0.75),
+    "lambda_sv": (0.5, 1.0, 4.0),
+    "hold": (0.25, 0.5, 1.0),
 }
 KINDS = ("pair", "real")
 Edit = Callable[["Case"], Tensor]
@@ -161,21 +163,37 @@ OTHER_WAYS: dict[str, Edit] = {
 
 
 def variants(toy: Toy, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Settings changed one at a time, on the first of the real pictures."""
-    ways: dict[str, Edit] = {"as shipped": both, "without the alpha_m filter": lambda case: _timed(case, alpha_m=0.0)}
-    for value in SWEEPS["lambda_tau"]:
-        ways[f"lambda_tau {value:g}"] = lambda case, v=value: _timed(case, lambda_tau=v)
-    for name in ("lambda_s", "lambda_sv", "hold"):
-        for value in SWEEPS[name]:
-            ways[f"{name} {value:g}"] = lambda case, n=name, v=value: soft(
-                case.toy, case.source, case.timings, **{n: v}
-            )
+    """Settings changed one at a time, on the first of the real pictures; the first row is as shipped."""
+    ways: dict[str, Edit] = {
+        "as shipped": both,
+        "without the alpha_m filter": lambda case: _timed(case, alpha_m=0.0),
+        "the place looked for by the new words (the article)": lambda case: _timed(case, shows="edit"),
+        "S_V read at every step (the article)": lambda case: soft(
+            case.toy, case.source, case.timings, spatial="moving"
+        ),
+    }
+    swept = {}
+    for setting, values in SWEEPS.items():
+        for value in values:
+            name = f"{setting} {value:g}"
+            swept[name] = {"setting": setting, "value": value}
+            ways[name] = _changed(setting, value)
     report = Report()
     for case in cases(toy, seeds[:CHANGED], "real"):
         for name, way in ways.items():
             report.add(name, outcome(toy, case.source, way(case)))
     f = report.figures()
-    return [{"name": name, "success": f[f"success_{name}"], "preserve": f[f"preserve_{name}"]} for name in ways]
+    return [
+        {"name": name, **swept.get(name, {}), "success": f[f"success_{name}"], "preserve": f[f"preserve_{name}"]}
+        for name in ways
+    ]
+
+
+def _changed(setting: str, value: float) -> Edit:
+    """The guider with one setting changed, or the timings with it."""
+    if setting == "lambda_tau":
+        return lambda case: _timed(case, lambda_tau=value)
+    return lambda case: soft(case.toy, case.source, case.timings, **{setting: value})
 
 
 def _timed(case: Case, **settings: Any) -> Tensor:
@@ -251,7 +269,7 @@ def run(seeds: range) -> dict:
         figures: dict[str, Any] = {"seeds": f"{seeds[0]}-{seeds[-1]}", "fixed_tau": chosen}
         for kind in KINDS:
             figures |= compare(toy, seeds, kind, chosen[kind])
-        figures |= {"variants": variants(toy, seeds), **limits(toy, seeds), **ramp(toy, seeds)}
+        figures |= {"variants": variants(toy, seeds), "shipped": SHIPPED, **limits(toy, seeds), **ramp(toy, seeds)}
     for key in ("both", "prompt_only"):
         figures[f"success_{key}"] = figures[f"success_real_{key}"]
         figures[f"preserve_{key}"] = figures[f"preserve_real_{key}"]

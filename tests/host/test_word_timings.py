@@ -15,7 +15,7 @@ from latent_layers.attention.capture import Capture
 from latent_layers.attention.capture_host import apply_capture, blocks_near, read_prompt
 from latent_layers.attention.host import apply_key_mask
 from latent_layers.attention.timings import keyword_embedding, saliency, similarities, tau_of, word_embeddings
-from latent_layers.attention.timings_host import Reading, word_timings
+from latent_layers.attention.timings_host import Reading, seen_words, word_timings
 from latent_layers.inversion.host import invert, model_family
 from latent_layers.inversion.trajectory import Trajectory
 from latent_layers.masks.instant import word_maps
@@ -81,13 +81,12 @@ def plain(toy, trajectory):
 # The reading
 
 
-def test_against_the_equations_on_what_the_attention_was_given(toy, edit, trajectory):
-    """Maps by a capture of our own, E_V by a hook on the module itself."""
-    found = read(toy, edit, trajectory, lambda_tau=0.9).timings
+def evaluated(toy, trajectory, text, block):
+    """One evaluation at the last step: word maps by a capture of our own, E_V by a hook on the module itself."""
     model, clip, _ = toy
-    prompt = read_prompt(clip, edit.prompt, "test")
+    prompt = read_prompt(clip, text, "test")
     blocks = blocks_near(model, trajectory.shape, "test", cells=32)
-    side, number, depth = found.block
+    side, number, depth = block
     assert side == "output" and number == max(block.number for block in blocks if block.side == "output")
     capture = Capture(blocks, prompt.length)
     unet: Any = model.model.diffusion_model
@@ -101,7 +100,7 @@ def test_against_the_equations_on_what_the_attention_was_given(toy, edit, trajec
         return x
 
     guider: Any = comfy.samplers.CFGGuider(apply_capture(model, capture, "test"))
-    guider.inner_set_conds({"positive": condition(clip, edit.prompt)})
+    guider.inner_set_conds({"positive": condition(clip, text)})
     guider.set_cfg(1.0)
     x = trajectory.latents[-2]
     hook = module.norm2.register_forward_hook(lambda _, given, out: seen.append(out.clone()))
@@ -110,13 +109,29 @@ def test_against_the_equations_on_what_the_attention_was_given(toy, edit, trajec
     finally:
         hook.remove()
     maps = word_maps(attention[0][0], [word.tokens for word in prompt.words])
-    values = seen[0].float().mT.unflatten(2, maps.shape[1:])
+    return prompt, maps, seen[0].float().mT.unflatten(2, maps.shape[1:])
+
+
+@pytest.mark.parametrize("shows", ["source", "edit"])
+def test_against_the_equations_on_what_the_attention_was_given(toy, edit, trajectory, shows):
+    reading = read(toy, edit, trajectory, lambda_tau=0.9, shows=shows)
+    found = reading.timings
+    prompt, maps, values = evaluated(toy, trajectory, edit.prompt, found.block)
+    source, their_maps, their_values = evaluated(toy, trajectory, edit.caption, found.block)
+    if shows == "source":
+        values = their_values
     centre = values[0].flatten(1).mean(1)
     embeddings = word_embeddings(maps, values[0], 0.03, centre)
     new = [n for n, partner in enumerate(found.alignment.partners) if partner is None]
     assert [prompt.words[n].text for n in new] == ["an", *edit.changed]
     assert maps[new[0]].max() < 0.03 < maps[new[1]].max()  # so that "an" has no say in what the edit is about
     keyword = keyword_embedding(embeddings, new[1:])
+    if shows == "source":
+        phrase = [n for n, word in enumerate(source.words) if word.text in reading.looked_for]
+        assert phrase and set(reading.looked_for) <= set(edit.named)
+        keyword = keyword_embedding(word_embeddings(their_maps, values[0], 0.03, centre), phrase)
+    else:
+        assert reading.looked_for == tuple(edit.changed)
     alike = similarities(embeddings, keyword)
     assert torch.allclose(found.keyword, keyword, atol=1e-5)
     assert [t.similarity for t in found.timings] == pytest.approx(alike.tolist(), abs=1e-5)
@@ -129,7 +144,7 @@ def test_cost_and_what_it_leaves(toy, edit, trajectory):
     before = [latent.clone() for latent in trajectory.latents]
     reference = plain(toy, trajectory)
     one = read(toy, edit, trajectory)
-    assert one.evaluations == 1
+    assert one.evaluations == 2 and read(toy, edit, trajectory, shows="edit").evaluations == 1
     assert one.timings.alignment.edit == read_prompt(toy[1], edit.prompt, "test")
     assert one.maps.shape == (len(one.timings.timings), *one.timings.saliency.shape)
     again = read(toy, edit, trajectory)
@@ -196,6 +211,7 @@ def test_the_level_that_is_read(toy, edit, trajectory):
     for percent, index in ((1.0, -2), (0.0, 0), (0.5, None)):
         seen.clear()
         read((model, *toy[1:]), edit, trajectory, percent=percent)
+        assert seen[0][0] == seen[1][0] and torch.equal(seen[0][1], seen[1][1])  # both texts on the same latent
         (level, x) = seen[0]
         wanted = float(sampling.percent_to_sigma(percent))
         index = (
@@ -203,7 +219,7 @@ def test_the_level_that_is_read(toy, edit, trajectory):
             if index is not None
             else min(range(len(levels) - 1), key=lambda i: abs(torch.tensor(levels[i] / wanted).log()))
         )
-        assert level == pytest.approx(levels[index]) and len(seen) == 1
+        assert level == pytest.approx(levels[index]) and len(seen) == 2
         assert torch.equal(x, trajectory.latents[index].to(x))
 
 
@@ -269,7 +285,8 @@ def test_errors_come_before_any_work(toy, edit, trajectory):
     refused("edit_text: text is an empty prompt", edit_text=", .")
     refused("edit_text has the same words", edit_text="a, blue star!")
     refused("edit_text .* shares no word with source_text", edit_text="red moon")
-    refused("edit_text only leaves out blue.*name in keywords .* of a, star", edit_text="a star")
+    refused("edit_text only leaves out blue.*name in keywords .* of a, star", edit_text="a star", shows="edit")
+    refused("shows is 'both'; use source or edit", shows="both")
     refused("keywords: words has 'moon', but the prompt has the words a, red, star", keywords="moon")
     refused("taus has the line 'blue 0.3'", taus="blue 0.3")
     refused("lambda_tau is -1", lambda_tau=-1.0)
@@ -283,9 +300,30 @@ def test_errors_come_before_any_work(toy, edit, trajectory):
     refused("trajectory: the model is of another family", trajectory=other)
 
 
-def test_a_word_that_is_left_out_alone_needs_a_keyword(toy, trajectory):
-    found = word_timings(toy[0], toy[1], "a blue star", "a star", trajectory, keywords="star")
-    assert [t.tau == 0.0 for t in found.timings.timings] == [False, True]
+def test_a_word_that_is_left_out_alone_is_looked_for_or_needs_a_keyword(toy, edit, trajectory):
+    texts = ("a blue star", "a star")
+    found = word_timings(toy[0], toy[1], *texts, trajectory, keywords="star", shows="edit")
+    assert [t.tau == 0.0 for t in found.timings.timings] == [False, True] and found.looked_for == ("star",)
+    found = word_timings(toy[0], toy[1], *texts, trajectory)
+    assert set(found.looked_for) <= {"blue", "star"} and found.evaluations == 2
+    assert "looked for: " in found.text()
+
+
+def test_what_is_only_added_is_looked_for_by_its_own_words(toy, trajectory):
+    found = word_timings(toy[0], toy[1], "a star", "a star and a ring", trajectory)
+    assert found.evaluations == 1 and "ring" in found.looked_for and "star" not in found.looked_for
+
+
+def test_seen_words():
+    """The clearest of the phrase leads, what looks elsewhere stays out, and each thing that goes has its own phrase."""
+    prompt = read_prompt(ToyModel.execute().args[1], "a small red star and a blue ring", "test")
+    here, there = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.1
+    here[2:5, 2:5] += 1.0
+    there[5:7, 5:7] += 1.0
+    faint = torch.rand(8, 8, generator=torch.Generator().manual_seed(1))
+    maps = torch.stack([faint, faint, here, here * 0.5, faint, faint, there, there])
+    assert [prompt.words[n].text for n in seen_words(prompt, (1,), maps)] == ["red", "star"]
+    assert [prompt.words[n].text for n in seen_words(prompt, (2, 6), maps)] == ["red", "star", "blue", "ring"]
 
 
 def test_an_interrupted_run_leaves_nothing(toy, edit, trajectory):
@@ -316,7 +354,7 @@ def test_the_pass_of_a_guidance_is_not_read(toy, edit, trajectory):
     """Key-masked guidance evaluates the positive conditioning a second time, with other hidden states."""
     guided = apply_key_mask(toy[0], layouts.box(256, 256, 0.2, 0.8, 0.2, 0.8), guidance=3.0, end=1.0)
     found, usual = read((guided, *toy[1:]), edit, trajectory), read(toy, edit, trajectory)
-    assert found.evaluations == 2
+    assert found.evaluations == 4
     assert found.timings.timings == usual.timings.timings and torch.equal(found.timings.keyword, usual.timings.keyword)
 
 
@@ -352,4 +390,5 @@ def test_a_picture_of_the_edit_prompt_can_be_read_too(toy, edit):
     """The article's own way: the last step of a pass with the edit prompt."""
     picture = toy[2].encode(image_tensor(edit.truth.image()))
     made = invert(toy[0], condition(toy[1], ""), picture, schedule(toy[0]))
-    assert read(toy, edit, made).evaluations == 1
+    found = read(toy, edit, made, shows="edit")
+    assert found.evaluations == 1 and found.looked_for == tuple(edit.changed)
