@@ -10,14 +10,15 @@ SOFT = """# {title}
 
 {first}
 
-The picture and its edit are drawn side by side. **Word Timings** compares the two texts and finds what the new words \
-are about: the last picture of its strip, white. **Adaptive Attention Guider** lets the edit take over there, word by \
+The picture and its edit are drawn side by side. **Word Timings** compares the two texts and finds where the edit is \
+to be: the last picture of its strip, white. **Adaptive Attention Guider** lets the edit take over there, word by \
 word; everything else keeps the picture's own attention.
 
 **Change:** {change}"""
 
-TEXTS = "the texts, in the same words where nothing changes; *lambda_sv* up when too little changes."
-SHAPES = "*hold* down when the old outline shows through, up when too much moves; *lambda_sv*."
+TEXTS = "the texts, in the same words where nothing changes; *lambda_sv* up when too little changes; *hold* keeps \
+outlines."
+SHAPES = "*hold* up (0.3) when too much moves; *lambda_sv* up when too little changes."
 REGION = "the mask; grey is edited in part. *mask_mode*: *replace* takes the mask alone."
 SWEEP = "*lambda_s* of the four guiders: 0 is the picture, 1 the whole edit."
 
@@ -42,14 +43,13 @@ ADJECTIVE = Example(
     TEXTS,
     {"seed": 0, "edit": "a blue cross on a horizon background"},
     ("a woman in a blue coat on a street", "a woman in a red coat on a street"),
+    hold=0.5,
 )
 SHAPE = Example(
     "Change a shape or a pose softly",
     SHAPES,
     {"seed": 2, "edit": "a green circle on a grid background"},
     ("a cat sitting on a sofa", "a cat lying on a sofa"),
-    hold=0.3,
-    lambda_s=1.0,
 )
 PAINTED = Example(
     "Soft edit inside a painted region",
@@ -159,6 +159,14 @@ def soft_edit(example: Example, name: str, painted: bool = False):
                     },
                 )  # fmt: skip
                 nodes, result = [*nodes, pasted], pasted[0]
+            else:
+                taken = Node(
+                    "LatentLayersChangeThreshold",
+                    "Unchanged pixels back",
+                    colour=KEY_NODE,
+                    inputs={"previous": picture[0], "new": result},
+                )
+                nodes, result = [*nodes, taken], taken[0]
             title = f"Try me: {example.title[0].lower()}{example.title[1:]}" if toy else example.title
             first = PICTURE_TOY if toy else PAINTED_REAL if painted else PICTURE_REAL
             note = SOFT.format(title=title, first=first, change=example.change)
@@ -185,7 +193,7 @@ def strength_sweep(toy: bool):
         groups, given = timed(STRENGTHS, toy, model, picture)
         columns, pictures = [], []
         for value in SWEPT:
-            nodes, result = edited(given, model[2], f"Strength {value:g}", lambda_s=value)
+            nodes, result = edited(given, model[2], f"Strength {value:g}", lambda_s=value, hold=0.5)
             columns.append(nodes)
             pictures.append(result)
         row, joined = pictures[0], []

@@ -25,7 +25,7 @@ class AdaptiveAttentionGuider(io.ComfyNode):
             display_name="Adaptive Attention Guider",
             category=CATEGORY,
             description="Edits a picture softly by a prompt: the source is denoised beside the edit, which takes "
-            "attention over word by word, and only where the new words are. For Sample Trajectory with a real "
+            "attention over word by word, and only where the edit is to be. For Sample Trajectory with a real "
             "picture, or for Sampler Custom Advanced.",
             search_aliases=["adapedit", "prompt to prompt", "soft edit", "cross attention control", "emu edit"],
             inputs=[
@@ -46,7 +46,7 @@ class AdaptiveAttentionGuider(io.ComfyNode):
                 _part(
                     "lambda_sv",
                     LAMBDA_SV,
-                    "Factor of the map that the model finds. Higher edits more, and further around the new words.",
+                    "Factor of the map of the place. Higher edits more, and further around it.",
                     most=4.0,
                 ),
                 _part(
