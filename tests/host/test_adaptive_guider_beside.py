@@ -279,7 +279,7 @@ def test_conditionings_that_do_not_fit(sd15, name):
         ({"lambda_sv": -1.0}, "lambda_sv is -1; use a number from 0 to 4"),
         ({"hold": float("nan")}, "hold is nan; use a number from 0 to 1"),
         ({"mask_mode": "add"}, "mask_mode is 'add'; use multiply or replace"),
-        ({"spatial": "off"}, "spatial is 'off'; use moving or fixed"),
+        ({"spatial": "off"}, "spatial is 'off'; use fixed or moving"),
         ({"mask": torch.zeros(1, 8, 8)}, "mask is empty"),
         ({"guide": ""}, "negative is empty, and without a trajectory guidance needs one; connect CLIP Text Encode"),
         ({"name": "sdxl", "conds": conditionings()}, r"timings are of another model, of its block \('output', 5, 1\)"),
