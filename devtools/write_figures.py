@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pack
 from bench import MODULES
+from plot_sweeps import draw_sweeps
 
+DOCS = pack.ROOT / "docs"
 ALL = "10000-10063"  # what benchmarks run on unless they are told otherwise
 
 HEAD = """# Figures
@@ -88,6 +90,11 @@ SECTIONS = (
         "The caption is edited in one attribute: an object's colour, its shape, the kind of background, a size word, a "
         "count. 20 steps, CFG 7.5. *Prompt-to-prompt* holds all shared words for one time, the best one on scenes "
         "below 10000.",
+        "![Curves: edits that came through, and what was kept, by setting](soft_sweeps.png)\n\n*The grey line is the "
+        "default.*\n\n![One edit under every setting](../web/docs/soft_edit.png)\n\n*A red circle becomes yellow. "
+        "First row: the picture, where the edit is found to be (S_V), the soft edit, the edit prompt alone. Last row: "
+        "all words held alike and S_V 1 everywhere, from the source's map all the way (tau 0) to their own from the "
+        "start (tau 1).*",
     ),
     Section("inversion", "There and back: inversion", "Decoded round trip against the decoded encoding of the source."),
     Section(
@@ -121,6 +128,8 @@ def document(folder: Path) -> str:
             print(f"no {path.name}: {section.title} is left out")
             continue
         figures = json.loads(path.read_text(encoding="utf-8").strip().splitlines()[-1])
+        if section.name == "softedit":
+            draw_sweeps(figures, DOCS / "soft_sweeps.png")
         table = importlib.import_module(MODULES[section.name]).table(figures)
         if section.preformatted:
             table = f"```\n{table}\n```"
@@ -141,7 +150,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     pack.load_host()
     pack.load_pack()
-    (pack.ROOT / "docs" / "figures.md").write_text(document(folder), encoding="utf-8")
+    (DOCS / "figures.md").write_text(document(folder), encoding="utf-8")
 
 
 if __name__ == "__main__":
