@@ -22,14 +22,14 @@ from .scenes import random_scene
 from .soft_pictures import soft_pictures
 
 DOCS = Path(__file__).parent.parent / "docs"
-HELP = DOCS.parent / "web" / "docs"  # where the nodes' help pages find their pictures
+HELP = DOCS.parent / "web" / "docs" / "LatentLayersWordTimings"  # where the help page finds its picture
 COLUMNS = 8
 
 
 def run(seeds: range) -> dict:
     """Write docs/remove.png of the first 8 seeds, samples.png of the first 24, layers.png of one each.
 
-    And web/docs/soft_edit.png, which does not depend on them.
+    And web/docs/LatentLayersWordTimings/soft_edit.png, which does not depend on them.
     """
     toy = Toy()
     DOCS.mkdir(exist_ok=True)

@@ -167,3 +167,18 @@ def test_help_page_explains_exactly_the_schema(language, node_id):
 def test_chinese_help_page_is_chinese(node_id):
     for paragraph in help_page("zh", node_id).split("\n\n"):
         assert is_chinese(paragraph), paragraph
+
+
+@each_language
+@each_node
+def test_pictures_of_a_help_page_are_there(language, node_id):
+    """The page asks for them below /extensions/<pack>/docs/, whichever language's file names them."""
+    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", help_page(language, node_id)):
+        assert (pack.ROOT / web_directory() / "docs" / name).is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/figures.md"])
+def test_pictures_of_the_documentation_are_there(page):
+    path = pack.ROOT / page
+    names = re.findall(r"!\[[^]]*\]\(([^)]+)\)", path.read_text(encoding="utf-8"))
+    assert names and all((path.parent / name).is_file() for name in names)
