@@ -72,6 +72,8 @@ def main(arguments: Sequence[str]) -> int:
     figures = module.run(seeds, options.task) if options.what == "layers" else module.run(seeds)
     if options.what == "masks":  # what reading the attention costs is measured on a UNet of full size
         figures |= importlib.import_module(MODULES["attention"]).run(only=("capture_ratio",))
+    if options.what == "softedit":
+        figures |= importlib.import_module("bench_soft_memory").run()
     print(json.dumps(figures) if options.json else module.table(figures), flush=True)
     return 0
 

@@ -314,6 +314,7 @@ def table(figures: dict) -> str:
         f"{f['time_ratio']:.2f} times its seconds. lambda_S 0 gives the source back at {f['round_trip_at_0']:.1f} dB; "
         f"lambda_S 1 with S_V 1 and no words held is CFG with the edit prompt to within {f['difference_at_1']:.2g} of "
         f"a latent. Edit strength under a ramp mask: correlation {f['ramp_correlation']:.2f}.",
+        *_memory(f),
         "",
         f"One setting changed at a time, the first {CHANGED} real pictures (rows below both are of "
         f"the first {OTHERS}):",
@@ -324,6 +325,16 @@ def table(figures: dict) -> str:
     for row in f["variants"]:
         lines.append(f"| {row['name']} | {row['success']:.0%} | {row['preserve']:.1f} dB |")
     return "\n".join(lines)
+
+
+def _memory(figures: dict) -> list[str]:
+    if "soft_memory_ratio" not in figures:
+        return []
+    return [
+        "",
+        "Peak memory of a step on top of weights, SD 1.5-size UNet at 512x512: "
+        f"{figures['soft_memory_ratio']:.2f} times that of CFG ({figures['cfg_peak_mib']:.0f} MiB).",
+    ]
 
 
 def _row(name: str, figures: dict, key: str) -> str:
