@@ -19,8 +19,9 @@ itself runs untouched in every backend. What words are held by is added to its o
 sum over them of (M_i - M*_i) V*_i. Only these sums need maps, of pixels by tokens.
 
 Structure can be held besides: early in the schedule the coarse self-attentions of the edit take
-queries and keys from the source. Where w is small they do so to the end, and take values too, so
-that beside the edit the layout is the source's, at w = 0 wholly.
+queries and keys from the source. Where w is below a quarter they do so to the end, and take values
+too, the more the less w is, so that beside the edit the layout is the source's, at w = 0 wholly.
+(Were the layout held by as much as 1 - w, an edit of half the strength would hardly show.)
 
 The branches are evaluated one after the other, the source first. What the edit will need of it is
 kept in between: of every cross-attention the output and, while words are held, queries and keys.
@@ -41,6 +42,7 @@ from .timings import WordTimings, saliency
 WHO = "Adaptive Attention Guider"
 MASK_MODES = ("multiply", "replace")
 SPATIAL = ("fixed", "moving")
+FREE_FROM = 0.25  # weight from which self-attention is the edit's own
 
 BlockKey = tuple[str, int, int]
 
@@ -390,7 +392,7 @@ class EditPass(AttentionPass):
                 )
             source = kept.to(q)
             if not weight.is_one:
-                share = weight.on(height, width, q.device).to(q.dtype).expand_as(source)
+                share = (weight.on(height, width, q.device) / FREE_FROM).clamp(max=1.0).to(q.dtype).expand_as(source)
                 values[rows] = torch.lerp(source, v[rows], share)
                 source = source if self.run.holds_layout else torch.lerp(source, q[rows], share)
             layout[rows] = source

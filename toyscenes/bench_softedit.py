@@ -157,7 +157,7 @@ OTHER_WAYS: dict[str, Edit] = {
     "from_caption": _from_caption,
     "from_caption_proximal": lambda case: _from_caption(case, _proximal(case)),
     "both_proximal": lambda case: soft(case.toy, case.source, case.timings, _proximal(case)),
-    "both_free": lambda case: soft(case.toy, case.source, case.timings, hold=0.0),
+    "both_held": lambda case: soft(case.toy, case.source, case.timings, hold=0.5),
     "both_from_empty": lambda case: soft(case.toy, case.source, case.timings, negative=case.toy.condition()),
 }
 
@@ -286,7 +286,7 @@ _ROWS = {
     "from_caption": "edit prompt alone, negative: the caption",
     "from_caption_proximal": "the same with Proximal Guidance",
     "both_proximal": "both, with Proximal Guidance",
-    "both_free": "both, structure not held",
+    "both_held": "both, hold 0.5",
     "both_from_empty": "both, negative: empty",
 }
 

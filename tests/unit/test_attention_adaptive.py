@@ -276,9 +276,9 @@ def test_held_self_attention_has_the_sources_queries_and_keys(sigma, holds):
 
 
 @pytest.mark.parametrize(("sigma", "early"), [(0.7, True), (0.6, False)])
-@pytest.mark.parametrize("strength", [0.0, 0.8])
+@pytest.mark.parametrize("strength", [0.0, 0.2, 0.8])
 def test_beside_the_edit_self_attention_is_the_sources_to_the_end(sigma, early, strength):
-    """Queries, keys and values go over to the edit's own as the weight does; early, queries and keys nowhere."""
+    """Queries, keys and values are the edit's own from a weight of a quarter on; early, queries and keys nowhere."""
     found = timings()
     space = weight(found, lambda_s=strength, mask=MASK)
     made = run(found, space, sigma=sigma, hold_sigma=0.6, hold_blocks=frozenset([BLOCK]))
@@ -286,12 +286,13 @@ def test_beside_the_edit_self_attention_is_the_sources_to_the_end(sigma, early, 
     SourcePass(made, [slice(0, 2)]).self_mark(source, source, source, options())
     branch, before = EditPass(made, [slice(2, 4)]), edit.clone()
     q, k, v = branch.self_mark(edit, edit, edit, options())
-    share = strength * to_grid(MASK, *GRID).double().flatten(1)[..., None]
+    share = (4 * strength * to_grid(MASK, *GRID).double().flatten(1)[..., None]).clamp(max=1)
     mixed = share * edit[2:4].double() + (1 - share) * source.double()
     assert (v[2:4] - mixed).abs().max() < 1e-5
     assert torch.equal(q, k) and (q[2:4] - (source if early else mixed)).abs().max() < 1e-5
     assert all(torch.equal(t[rows], edit[rows]) for t in (q, v) for rows in (slice(0, 2), slice(4, 6)))
     assert torch.equal(edit, before)
+    assert (share < 1).any() or strength == 0.8
     if strength == 0:
         assert torch.equal(q[2:4], source) and torch.equal(v[2:4], source)
 
