@@ -52,8 +52,8 @@ class Case:
     def of(cls, toy: Toy, source: Source) -> "Case":
         """Word timings are read off the edit prompt's own picture of a pair, as published, and off real pictures."""
         trajectory, alone = prompt_only(toy, source)
-        read = source.trajectory if source.negative is None else trajectory
-        return cls(toy, source, alone, timings_of(toy, source, read))
+        read, shows = (source.trajectory, "source") if source.negative is None else (trajectory, "edit")
+        return cls(toy, source, alone, timings_of(toy, source, read, shows=shows))
 
 
 @dataclass

@@ -3,14 +3,13 @@
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..attention.adaptive_host import LAMBDA_SV
 from .pipeline import Toy
 from .soft_edits import soft_edit
-from .soft_run import Source, decoded, prompt_only, real, soft, timings_of, with_tau
+from .soft_run import Source, decoded, everywhere, prompt_only, real, soft, timings_of, with_tau
 
 SEED = 45  # of the scene: a red circle on stripes becomes yellow
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -42,8 +41,7 @@ def soft_pictures(toy: Toy, seed: int = SEED) -> Image.Image:
 
 def _held(toy: Toy, source: Source, timings: Any, tau: float) -> np.ndarray:
     """All words held alike, everywhere as strong as at the place, so that it is the words that keep the picture."""
-    everywhere = {"mask": torch.ones(1, 8, 8), "mask_mode": "replace", "lambda_s": 1.0}
-    return decoded(toy, soft(toy, source, with_tau(timings, tau), hold=0.0, **everywhere))
+    return decoded(toy, soft(toy, source, with_tau(timings, tau), **everywhere(hold=0.0)))
 
 
 def _grey(plane: Tensor) -> np.ndarray:
