@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from . import ddim
+from .hook_keyframes import keyframes_by_noise
 from .trajectory import ModelFamily, Trajectory, descending, same_sigma
 
 MAX_REFINEMENTS = 5
@@ -122,11 +123,12 @@ class DDIMInversion(comfy.samplers.Sampler):
         x = latent_image
         self.tape.record(levels[0], x)
         upwards = ddim.invert(x, levels, predict_noise, self.refinements, input_scale, self.usual)
-        for step in comfy.k_diffusion.sampling.trange(steps, disable=disable_pbar):
-            x = next(upwards)
-            self.tape.record(levels[step + 1], x)
-            if callback is not None:
-                callback(step, denoised, x, steps)
+        with keyframes_by_noise(model_wrap.conds):
+            for step in comfy.k_diffusion.sampling.trange(steps, disable=disable_pbar):
+                x = next(upwards)
+                self.tape.record(levels[step + 1], x)
+                if callback is not None:
+                    callback(step, denoised, x, steps)
         return x
 
 

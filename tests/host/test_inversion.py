@@ -1,5 +1,6 @@
 """Invert and Trajectory To Latent through the nodes, on tiny models of the host's own classes."""
 
+import comfy.hooks
 import comfy.model_management
 import comfy.model_sampling
 import comfy.samplers
@@ -39,8 +40,8 @@ def invert(model, latent, sigmas, refinements=0, conditioning=None):
     return nodes.Invert.execute(model, conditioning, latent, sigmas, refinements)[0]
 
 
-def retrace(model, trajectory, sigmas, sampler="euler"):
-    guider = host_nodes.BasicGuider.execute(model, tiny_conditioning())[0]
+def retrace(model, trajectory, sigmas, sampler="euler", conditioning=None):
+    guider = host_nodes.BasicGuider.execute(model, conditioning or tiny_conditioning())[0]
     output = nodes.Sample.execute(guider, comfy.samplers.sampler_object(sampler), sigmas, trajectory)
     return output[0], output[1]
 
@@ -76,6 +77,34 @@ def test_any_size_and_batch_comes_back(model, shape):
     assert trajectory.shape == (shape[0], 4, *shape[1:])
     _, result = retrace(model, trajectory, sigmas)
     assert relative(result["samples"], latent["samples"]) < 0.05
+
+
+@pytest.mark.parametrize("guaranteed", [0, 1])
+def test_a_lora_that_changes_on_the_way_has_the_same_strength_up_and_down(model, guaranteed):
+    """Hook keyframes: found by the noise level, though the host only ever moves on to the next one."""
+    hook, keyframes, generator = comfy.hooks.WeightHook(), comfy.hooks.HookKeyframeGroup(), torch.Generator()
+    weight = model.model.diffusion_model.out[2].weight
+    change = torch.randn(weight.shape, generator=generator.manual_seed(3)) * weight.std()
+    hook.weights, hook.need_weight_init = {"diffusion_model.out.2.weight": ("diff", (change,))}, False
+    for strength, start in ((1.0, 0.0), (0.5, 0.3), (-1.0, 0.6)):
+        keyframes.add(comfy.hooks.HookKeyframe(strength, start, guarantee_steps=guaranteed))
+    hook.hook_keyframe = keyframes
+    hooks = comfy.hooks.HookGroup()
+    hooks.add(hook)
+    conditioning = [[tiny_conditioning()[0][0], {"hooks": hooks}]]
+
+    strengths: list[float] = []
+    handle = model.model.diffusion_model.register_forward_pre_hook(lambda *_: strengths.append(hook.strength))
+    sigmas, latent = schedule(model, 12), picture()
+    trajectory = invert(model, latent, sigmas, 3, conditioning)
+    upwards = strengths[::4]  # the first of the four evaluations of a step
+    strengths.clear()
+    _, result = retrace(model, trajectory, sigmas, conditioning=conditioning)
+    handle.remove()
+    assert set(strengths) == {1.0, 0.5, -1.0} and upwards == strengths[::-1]
+    assert relative(result["samples"], latent["samples"]) < 0.05
+    assert hook.hook_keyframe is keyframes
+    assert relative(invert(model, latent, sigmas, 3).noisiest, trajectory.noisiest) > 1e-2
 
 
 def test_images_of_a_batch_do_not_mix(model):
