@@ -251,8 +251,10 @@ def noisy(model, height, width, batch=1):
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
-@pytest.mark.parametrize("size", [(16, 16), (65, 97)])  # latent pixels; 520x776 is the second
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("size", "dtype"),  # latent pixels; 520x776 is the second
+    [((16, 16), torch.float32), ((65, 97), torch.float32), ((16, 16), torch.bfloat16)],
+)
 def test_layouts_sizes_and_precisions(name, size, dtype):
     model = layouts.narrow(name, dtype)
     found = word_timings(model, OneTextEncoder(name), "a blue star", "a red star, shiny", noisy(model, *size))
