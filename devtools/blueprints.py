@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from draw_graphs import Group, Node, Port
+from graphs_common import CANVAS_FILL
 
 INPUT, OUTPUT = -10, -20  # the boundaries' ids, fixed by the host
 BOUNDARY = "boundary"  # the kind of node that the inputs come from; it is not drawn
@@ -66,11 +68,11 @@ def grown(mask: Port, pixels: int) -> Node:
 
 
 def filled(
-    ports: dict[str, Port], image: Port, mask: Port, twins: bool = False
+    ports: dict[str, Port], image: Port, mask: Port, twins: bool = False, **settings: Any
 ) -> tuple[list[Group], Port, list[Promoted]]:
     """Forget what is under the mask and fill it from its surroundings: groups, the result, its widgets.
 
-    `twins`: what looks like it is forgotten too.
+    `twins`: what looks like it is forgotten too; `settings` are of the key mask.
     """
     model, vae = ports["model"], ports["vae"]
     text = empty_prompt(ports["clip"])
@@ -81,7 +83,9 @@ def filled(
         colour=KEY_NODE,
         inputs={"model": model, "conditioning": text[0], "latent": encoded[0], "sigmas": schedule[0]},
     )
-    hidden = Node("LatentLayersKeyMaskedSelfAttention", colour=KEY_NODE, inputs={"model": model, "mask": mask})
+    hidden = Node(
+        "LatentLayersKeyMaskedSelfAttention", colour=KEY_NODE, inputs={"model": model, "mask": mask, **settings}
+    )
     alike = Node("LatentLayersLookalikeMask", colour=KEY_NODE, inputs={"latent": encoded[0], "mask": mask})
     if twins:
         hidden.inputs["artifact_mask"] = alike[0]
@@ -168,7 +172,7 @@ def new_canvas(description: str, fixed: dict[str, float], settings: list[str], c
     image = whole_cells("Picture in whole cells", ports["image"], "bicubic")
     placed = Node("LatentLayersPanAndZoom", colour=KEY_NODE, inputs={"image": image[0], **fixed, **changed})
     mask = grown(placed[1], CANVAS_GROW)
-    groups, result, widgets = filled(ports, placed[0], mask[0])
+    groups, result, widgets = filled(ports, placed[0], mask[0], **CANVAS_FILL)
     note = "The exposed area, and *grow* pixels of the picture beside it, are filled like a removal."
     return Blueprint(
         f"{description} For Stable Diffusion 1.x, 2.x and SDXL, with pictures of about the model's size; sides are "

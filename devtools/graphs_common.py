@@ -3,6 +3,7 @@
 from draw_graphs import Node, Port
 
 STEPS = 50
+CANVAS_FILL = {"mode": "exclude", "guidance": 1.0}  # of pans and zooms: the best of `bench fills`, and the cheapest
 WORD_STEPS = 20  # of edits by words, which draw anew: there the way back need not be exact
 SCHEDULER = "normal"
 PREVIEW = 290  # height of a node that shows a picture

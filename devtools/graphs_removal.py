@@ -5,6 +5,7 @@ from typing import Any
 from draw_graphs import Drawing, Group, Info, Node, Port
 from graphs_common import (
     BLUE,
+    CANVAS_FILL,
     GREEN,
     GREY,
     KEY_NODE,
@@ -103,7 +104,8 @@ FILL = """## Fill it from the rest
 
 **Key-Masked Self-Attention** hides the exposed area from the model; **Keep Source** holds the picture in place.
 
-**Change:** *guidance*: 3 is gentle, 7.5 is the paper's. *ignore_mask*: objects that must not be repeated."""
+**Change:** *guidance*: raise it to 3 or, as the paper, 7.5 when streaks of the border stay. *ignore_mask*: objects \
+that must not be repeated."""
 
 FINISH_CANVAS = """## The result
 
@@ -118,7 +120,7 @@ def remove_object_groups(
     mask: Port,
     forget: str = FORGET,
     twins: bool = True,
-    **settings: float,
+    **settings: Any,
 ) -> tuple[list[Group], Port]:
     """From mask to sampled latent, decoded: groups, and the result's port.
 
@@ -219,7 +221,7 @@ def canvas_graph(title: str, toy: bool, name: str, **settings: Any):
         mask = grown_mask(canvas[1], 8 if toy else 30)
         shown = Node("MaskToImage", inputs={"mask": mask[0]})
         middle, result = remove_object_groups(
-            model[0], model[1], model[2], canvas[0], mask[0], FILL, False, guidance=3.0
+            model[0], model[1], model[2], canvas[0], mask[0], FILL, False, **CANVAS_FILL
         )
         text = START_CANVAS.format(title=title, first=FIRST_TOY if toy else FIRST_REAL)
         masks = [canvas, preview("Canvas", canvas[0]), mask, shown, preview("Mask", shown[0])]

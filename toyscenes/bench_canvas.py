@@ -21,7 +21,7 @@ from .scenes import Scene, Window, random_scene
 TASKS = ("pan", "zoom", "zoom_far")
 SHIFT = 0.2
 ZOOMS = {"zoom": 1 / 1.25, "zoom_far": 1 / 1.5}
-GUIDANCE = 3.0  # the graphs' for pan and zoom
+MODE, GUIDANCE = "exclude", 1.0  # the graphs' for pan and zoom
 DILATION = 30 / 1024  # of the width: DesignEdit's for pan and zoom
 
 
@@ -126,10 +126,10 @@ def seam(pictures: Tensor, exposed: Tensor) -> list[float]:
 
 
 def shipped() -> CanvasSettings:
-    """What the shipped graphs do: Pan And Zoom's default fill, and a gentler guidance than for removals."""
+    """What the shipped graphs do: Pan And Zoom's default fill, and no guidance away from the unmasked picture."""
     inputs: list[Any] = PanAndZoom.define_schema().inputs
     fill = next(i.default for i in inputs if i.id == "fill")
-    return CanvasSettings(fill=str(getattr(fill, "value", fill)), guidance=GUIDANCE)
+    return CanvasSettings(fill=str(getattr(fill, "value", fill)), mode=MODE, guidance=GUIDANCE)
 
 
 def run_canvas(toy: Toy, seeds: range, task: str, size: tuple[int, int]) -> dict:

@@ -22,6 +22,7 @@ SETTINGS = {
     "edge, g 1": replace(PAPER, fill="edge", guidance=1.0),
     "edge, g 7.5 to 1": replace(PAPER, fill="edge", guidance_end=1.0),
     "edge, g 3, exclude": replace(PAPER, fill="edge", guidance=3.0, mode="exclude"),
+    "edge, g 1, exclude": replace(PAPER, fill="edge", guidance=1.0, mode="exclude"),
     "edge, g 3, objects ignored": replace(PAPER, fill="edge", guidance=3.0, ignore_objects=True),
     "edge, g 3, fresh noise": replace(PAPER, fill="edge", guidance=3.0, fresh=True),
     "mirror, g 3, fresh noise": replace(PAPER, fill="mirror", guidance=3.0, fresh=True),
