@@ -6,8 +6,8 @@ its prompt c and the edit with c*. In every cross-attention of the edit branch w
 
     w * Mbar_i + (1 - w) * M_i,        w = lambda_S * S_V at every pixel,
 
-Mbar_i being the source's map M_i while more of the schedule than tau_i is to go, and the word's
-own M*_i after that (`attention.timings`). New words have no M_i and always their own map.
+Mbar_i being the source's map M_i in the first tau_i of the schedule, and the word's own M*_i after
+that (`attention.timings`). New words have no M_i and always their own map.
 
 The article leaves open which values the source's side of the mixture meets. Here it meets the
 source's own, so that the side is the source's cross-attention itself, whatever its prompt:

@@ -109,7 +109,7 @@ class AdaptiveAttentionGuider(comfy.samplers.CFGGuider):
     ) -> Tensor:
         """The model is loaded: prepare the run, and drop it when it ends, also on an error."""
         sampling: Any = self.model_patcher.get_model_object("model_sampling")
-        held_above = [float(sampling.percent_to_sigma(1 - tau)) for tau in self.timings.token_taus().tolist()]
+        held_above = [float(sampling.percent_to_sigma(tau)) for tau in self.timings.token_taus().tolist()]
         blocks = _structure(self.model_patcher, noise.shape)
         hold_above = float(sampling.percent_to_sigma(self.hold))
         try:

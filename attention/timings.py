@@ -7,11 +7,17 @@ embedding E_k (equation 6), and a word's tau follows from its similarity to that
 The same E_k against every pixel's hidden state says how much the edit is about that pixel
 (equation 9).
 
-tau is a share of the schedule that is still to go, 1 at pure noise and 0 at the clean picture. A
-word has the source's map while more than tau is to go, and its own after that. A new word has no
-map in the source, so that its own tau, 0 by equation 7, has no effect.
+tau is a share of the schedule from its beginning, 0 at pure noise and 1 at the clean picture. A
+word has the source's map until tau, and its own after that: what looks where the edit is goes
+soon, the surroundings' words keep the layout. A new word has its own map from the start, its tau
+is 0.
 
-Two readings of the article. Its "softmax normalisation" of a map is taken as division by its
+Three readings of the article. Its equation 4 has a word keep the source's map while t > tau, which
+by t's usual direction would hold for ever what is most like the keywords. Its text has it the
+other way (a smaller lambda_tau edits more; without word timings poses do not change; the keywords'
+tau is 0), as have prompt-to-prompt and its own code, where tau is how long the source's maps are
+injected: so t is the share of the schedule that is left, and the map is the source's while that is
+above 1 - tau. Its "softmax normalisation" of a map is taken as division by its
 sum: attention is a softmax already, and a second one over values between 0 and 0.2 would be
 nearly flat. And hidden states have a large component in common, so that cosines between them are
 all near 1 and every tau near 0. With a `centre`, the mean of E_V over the picture, taken off
@@ -39,7 +45,7 @@ class Timing:
 
     word        its name in the prompt, `star#2` for the second star
     similarity  of what it looks at to what the keywords look at, -1 to 1
-    tau         share of the schedule still to go at which it gets its own map, 0 to 1
+    tau         share of the schedule, from its beginning, in which it has the source's map, 0 to 1
     """
 
     word: str
@@ -87,14 +93,14 @@ class WordTimings:
         Tokens of a word have the word's. Tokens that stand for no word but have a partner
         (start, end, padding, punctuation) have the mean of the shared words' tau: what they
         hold of the attention is what the words leave over, so they change over when the words
-        do on average. Tokens without a partner have 1, their own map always.
+        do on average. Tokens without a partner have 0, their own map always.
         """
         edit, partners = self.alignment.edit, self.alignment.partners
         shared = [t.tau for t, partner in zip(self.timings, partners, strict=True) if partner is not None]
         taus = torch.full((edit.length,), sum(shared) / len(shared))
         for word, timing in zip(edit.words, self.timings, strict=True):
             taus[list(word.tokens)] = timing.tau
-        taus[torch.tensor(self.alignment.tokens) == NONE] = 1.0
+        taus[torch.tensor(self.alignment.tokens) == NONE] = 0.0
         return taus
 
 

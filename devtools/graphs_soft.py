@@ -24,7 +24,7 @@ SWEEP = "*lambda_s* of the four guiders: 0 is the picture, 1 the whole edit."
 
 TIMES = """## When and where
 
-*table*: each word's tau is the share of the steps, from the last one back, in which it has attention of its own. \
+*table*: each word's tau is the share of the steps, from the first one on, in which it keeps the picture's attention. \
 Write lines such as `star 0.3` into *taus* to overrule it."""
 
 SIDE = "## Picture and edit, side by side"

@@ -93,8 +93,8 @@ SECTIONS = (
         "![Curves: edits that came through, and what was kept, by setting](soft_sweeps.png)\n\n*The grey line is the "
         "default.*\n\n![One edit under every setting](../web/docs/LatentLayersWordTimings/soft_edit.png)\n\n*A red "
         "circle becomes yellow. First row: the picture, where the edit is found to be (S_V), the soft edit, the edit "
-        "prompt alone. Last row: all words held alike and S_V 1 everywhere, from the source's map all the way (tau 0) "
-        "to their own from the start (tau 1).*",
+        "prompt alone. Last row: all words held alike and S_V 1 everywhere, from their own map from the start (tau 0) "
+        "to the source's all the way (tau 1).*",
     ),
     Section("inversion", "There and back: inversion", "Decoded round trip against the decoded encoding of the source."),
     Section(

@@ -51,7 +51,7 @@ class WordTimings(io.ComfyNode):
                     max=4.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="Factor of all times. Lower keeps more of the picture's layout, higher lets go sooner.",
+                    tooltip="Factor of all times. Higher keeps more of the picture's layout, lower lets go sooner.",
                 ),
                 io.Float.Input(
                     "alpha_m",
@@ -112,8 +112,8 @@ class WordTimings(io.ComfyNode):
                 Timings.Output(display_name="timings", tooltip="For Adaptive Attention Guider."),
                 io.String.Output(
                     display_name="table",
-                    tooltip="Each word's similarity to the new words, and its tau: the share of the schedule still to "
-                    "go at which it gets attention of its own.",
+                    tooltip="Each word's similarity to what the edit is about, and its tau: the share of the schedule, "
+                    "from its beginning, in which it keeps the picture's attention.",
                 ),
                 io.String.Output(
                     display_name="alignment",

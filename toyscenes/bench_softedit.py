@@ -93,7 +93,7 @@ def word_times(case: Case) -> Tensor:
 
 def weighted(case: Case) -> Tensor:
     """DPS alone: no word is held, pixels take the edit as S_V says."""
-    return soft(case.toy, case.source, with_tau(case.timings, 1.0))
+    return soft(case.toy, case.source, with_tau(case.timings, 0.0))
 
 
 def both(case: Case) -> Tensor:
@@ -210,7 +210,7 @@ def limits(toy: Toy, seeds: Sequence[int]) -> dict[str, float]:
     trips, differences, evaluations, seconds = [], [], [], []
     for case in cases(toy, seeds[:TIMED], "real"):
         trips.append(_kept_whole(toy, case, soft(toy, case.source, case.timings, lambda_s=0.0)))
-        free, empty = with_tau(case.timings, 1.0), toy.condition()
+        free, empty = with_tau(case.timings, 0.0), toy.condition()
         whole, _ = _timed_run(
             toy, lambda c=case, f=free, n=empty: soft(toy, c.source, f, **everywhere(negative=n, hold=0.0))
         )
@@ -279,7 +279,7 @@ def run(seeds: range) -> dict:
 
 _ROWS = {
     "prompt_only": "edit prompt alone, same noise",
-    "fixed": "prompt-to-prompt, one time for all words ({tau:g})",
+    "fixed": "prompt-to-prompt, one tau for all words ({tau:g})",
     "fwt": "word timings alone",
     "dps": "spatial weights alone",
     "both": "**Adaptive Attention Guider**: both",

@@ -17,7 +17,7 @@ from . import layouts
 
 SIZE = (9, 13)  # grids 9x13, 5x7, 3x4, 2x2
 BLOCKS = {"sd15": (("output", 11, 0), 32), "sdxl": (("output", 5, 1), 64)}  # (key, channels) in the narrow models
-NEVER, ALWAYS, SOME = (1.0, 0.0, 1.0), (0.0, 0.0, 0.0), (0.9, 0.0, 0.4)
+NEVER, ALWAYS, SOME = (0.0, 0.0, 0.0), (1.0, 0.0, 1.0), (0.1, 0.0, 0.6)
 
 
 def difference(a, b):

@@ -158,7 +158,7 @@ def test_cost_and_what_it_leaves(toy, edit, trajectory):
     assert "attn2_patch" not in toy[0].model_options["transformer_options"].get("patches", {})
 
 
-def test_words_of_the_edited_object_stay_longest_and_it_is_marked(toy):
+def test_words_of_the_edited_object_go_first_and_it_is_marked(toy):
     """On the scenes of four seeds, all of which name other things too."""
     own, others, inside, outside = [], [], [], []
     for seed in (0, 2, 4, 6):

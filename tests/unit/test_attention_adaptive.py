@@ -46,7 +46,7 @@ def prompt(*texts, length):
     return Prompt(words, (0,), (len(texts) + 1,), length)
 
 
-def timings(taus=(1.0, 0.0, 1.0, 1.0), source=6, edit=8, **changes):
+def timings(taus=(0.0, 0.0, 0.0, 0.0), source=6, edit=8, **changes):
     """`a red star` becomes `a blue big star`; `blue` and `big` are new."""
     alignment = Alignment(
         prompt("a", "red", "star", length=source), prompt("a", "blue", "big", "star", length=edit), (0, None, None, 2)
@@ -69,7 +69,7 @@ def run(found, space=None, sigma=0.5, hold_blocks=frozenset(), hold_sigma=1.0):
     made = AdaptiveRun(
         found,
         weight(found, mask=ONES) if space is None else space,
-        found.token_taus().tolist(),
+        [1 - tau for tau in found.token_taus().tolist()],
         hold_sigma,
         hold_blocks,
     )
@@ -118,11 +118,11 @@ PARTNERS = {0: 0, 1: 1, 4: 3, 5: 4, 6: 5, 7: 5}
 @pytest.mark.parametrize(
     ("taus", "sigma", "held"),
     [
-        ((1.0, 0.0, 0.0, 1.0), 0.5, ()),  # tau 1: own maps always
-        ((0.0, 0.0, 0.0, 0.0), 0.5, (0, 1, 4, 5, 6, 7)),  # tau 0: the source's always, but new words' own
-        ((0.75, 0.0, 0.0, 0.25), 0.625, (4, 0, 5, 6, 7)),  # the tokens of no word have the mean, 0.5
-        ((0.75, 0.0, 0.0, 0.25), 0.3, (4,)),
-        ((0.75, 0.0, 0.0, 0.25), 0.25, ()),  # t > tau, not t = tau
+        ((0.0, 0.0, 0.0, 0.0), 0.5, ()),  # tau 0: own maps always
+        ((1.0, 0.0, 0.0, 1.0), 0.5, (0, 1, 4, 5, 6, 7)),  # tau 1: the source's always, but new words' own
+        ((0.25, 0.0, 0.0, 0.75), 0.625, (4, 0, 5, 6, 7)),  # the tokens of no word have the mean, 0.5
+        ((0.25, 0.0, 0.0, 0.75), 0.3, (4,)),
+        ((0.25, 0.0, 0.0, 0.75), 0.25, ()),  # while more than 1 - tau is left, not when it is just that
     ],
 )
 def test_equations_4_and_8(taus, sigma, held):
@@ -143,7 +143,7 @@ def test_equations_4_and_8(taus, sigma, held):
 
 def test_only_the_rows_of_the_branch_change_and_are_kept():
     """The source's rows may be anywhere in its call, with the negative's, and so may the edit's."""
-    found = timings((0.0, 0.0, 0.0, 0.0))
+    found = timings((1.0, 0.0, 0.0, 1.0))
     source, edit = tensors(4, 6, seed=1), tensors(6, 8, seed=11)
     got = both(run(found), source, edit, slice(2, 4), slice(2, 4))
     want = both(run(found), [t[2:] for t in source], [t[2:4] for t in edit])
@@ -154,7 +154,7 @@ def test_only_the_rows_of_the_branch_change_and_are_kept():
 
 def test_conditionings_that_the_host_has_repeated_are_folded():
     """Of 6 and 8 tokens in batches with others of 12 and 24: as if each were alone."""
-    found = timings((0.0, 0.0, 0.0, 0.0))
+    found = timings((1.0, 0.0, 0.0, 1.0))
     source, edit = tensors(keys=6, seed=1), tensors(keys=8, seed=11)
     repeated = [(q, k.repeat(1, n, 1), v.repeat(1, n, 1)) for (q, k, v), n in ((source, 2), (edit, 3))]
     got = both(run(found), repeated[0], repeated[1])
@@ -163,7 +163,7 @@ def test_conditionings_that_the_host_has_repeated_are_folded():
 
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_keys_that_other_patches_appended_take_part_and_are_never_held(repeats):
-    found = timings((0.0, 0.0, 0.0, 0.0))
+    found = timings((1.0, 0.0, 0.0, 1.0))
     source, edit = tensors(keys=6 + 2, seed=1), tensors(keys=8 + 3, seed=11)
     given = [
         (q, *(torch.cat([t[:, :n].repeat(1, repeats, 1), t[:, n:].repeat(1, repeats, 1)], dim=1) for t in (k, v)))
@@ -178,7 +178,7 @@ def test_keys_that_other_patches_appended_take_part_and_are_never_held(repeats):
 
 
 def test_weight_1_and_no_held_word_leaves_the_edit_alone():
-    made = run(timings((1.0, 0.0, 0.0, 1.0)))
+    made = run(timings((0.0, 0.0, 0.0, 0.0)))
     assert not made.needs_source
     edit = tensors(keys=8, seed=11)
     handed = plainly(edit)
@@ -188,14 +188,14 @@ def test_weight_1_and_no_held_word_leaves_the_edit_alone():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("space", [{"lambda_s": 0.0}, {"mask": torch.zeros(1, 20, 28)}])
 def test_weight_0_is_the_source_exactly(space, dtype):
-    found = timings((0.0, 0.0, 0.0, 0.0))
+    found = timings((1.0, 0.0, 0.0, 1.0))
     source, edit = ([t.to(dtype) for t in branch] for branch in (tensors(keys=6, seed=1), tensors(seed=11)))
     got = both(run(found, weight(found, **space)), source, edit)
     assert got.dtype == dtype and torch.equal(got, plainly(source))
 
 
 def test_half_precision_mixes_in_float32():
-    found = timings((0.0, 0.0, 0.0, 0.0))
+    found = timings((1.0, 0.0, 0.0, 1.0))
     branches = [tensors(keys=6, seed=1), tensors(seed=11)]
     half = [[t.to(torch.bfloat16) for t in branch] for branch in branches]
     exact = both(run(found), [t.float() for t in half[0]], [t.float() for t in half[1]])
@@ -204,7 +204,7 @@ def test_half_precision_mixes_in_float32():
 
 def test_what_comes_back_is_never_the_attentions_own_tensor():
     """A replacement of another pack may hand out what it keeps."""
-    made = run(timings((0.0, 0.0, 0.0, 0.0)))
+    made = run(timings((1.0, 0.0, 0.0, 1.0)))
     attend(SourcePass(made, [slice(0, 2)]), tensors(keys=6, seed=1))
     edit, handed = tensors(seed=11), random(2, CELLS, WIDTH, seed=5)
     before = handed.clone()
@@ -214,7 +214,7 @@ def test_what_comes_back_is_never_the_attentions_own_tensor():
 
 def test_replacements_of_other_packs_are_mixed_whole():
     """Their output counts, whatever they call inside; q, k and v are those that they are given."""
-    found = timings((0.0, 0.0, 0.0, 0.0))
+    found = timings((1.0, 0.0, 0.0, 1.0))
     made = run(found)
     source, edit = tensors(keys=6, seed=1), tensors(seed=11)
     got = None
@@ -232,7 +232,7 @@ def test_replacements_of_other_packs_are_mixed_whole():
 
 
 def test_guidance_that_evaluates_again_finds_the_first_source():
-    found = timings((0.0, 0.0, 0.0, 0.0))
+    found = timings((1.0, 0.0, 0.0, 1.0))
     made = run(found, weight(found))
     source, edit = tensors(keys=6, seed=1), tensors(seed=11)
     want = both(made, source, edit)
@@ -241,7 +241,7 @@ def test_guidance_that_evaluates_again_finds_the_first_source():
 
 
 def test_nothing_outlives_an_evaluation():
-    made = run(timings((0.0, 0.0, 0.0, 0.0)), hold_blocks=frozenset([BLOCK]), hold_sigma=0.0)
+    made = run(timings((1.0, 0.0, 0.0, 1.0)), hold_blocks=frozenset([BLOCK]), hold_sigma=0.0)
     attend(SourcePass(made, [slice(0, 2)]), tensors(keys=6, seed=1))
     hidden = random(2, CELLS, WIDTH)
     SourcePass(made, [slice(0, 2)]).self_mark(hidden, hidden, hidden, options())
@@ -352,7 +352,7 @@ def test_when_the_weight_is_1_everywhere(space, is_one):
 
 
 def test_errors_name_the_block_and_the_remedy():
-    made = run(timings((0.0, 0.0, 0.0, 0.0)))
+    made = run(timings((1.0, 0.0, 0.0, 1.0)))
     branch = EditPass(made, [slice(0, 2)])
     q, k, v = tensors(seed=11)
     mark = partial(branch.mark, k=k, v=v, extra=options())

@@ -218,12 +218,12 @@ def test_tau_of_every_token():
     assert found.dtype == torch.float32 and found.shape == (10,)
     shared = (0.2 + 0.4 + 0.9) / 3
     # start, a, red (new: its own map always), star, comma, second star, end, padding
-    assert found.tolist() == pytest.approx([shared, 0.2, 1.0, 0.4, shared, 0.9, *[shared] * 4])
-    assert timings(taus=(1.0, 0.0, 1.0, 1.0)).token_taus().eq(1.0).all()  # the plain edit prompt
+    assert found.tolist() == pytest.approx([shared, 0.2, 0.0, 0.4, shared, 0.9, *[shared] * 4])
+    assert timings(taus=(0.0, 0.5, 0.0, 0.0)).token_taus().eq(0.0).all()  # the plain edit prompt
 
 
 def test_tokens_without_a_partner_have_their_own_map():
     alignment = align(prompt("a star"), prompt("a red star", marks=(3,)), "test")
     rows = tuple(Timing(name, 0.5, tau) for name, tau in (("a", 0.3), ("red", 0.0), ("star", 0.5)))
     found = WordTimings(alignment, rows, torch.ones(C), None, ("output", 5, 0), torch.zeros(H, W)).token_taus()
-    assert found[:6].tolist() == pytest.approx([0.4, 0.3, 1.0, 1.0, 0.5, 0.4])
+    assert found[:6].tolist() == pytest.approx([0.4, 0.3, 0.0, 0.0, 0.5, 0.4])
