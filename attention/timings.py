@@ -91,13 +91,13 @@ class WordTimings:
         """Tau of every token of the edit prompt, (edit.length,) float32.
 
         Tokens of a word have the word's. Tokens that stand for no word but have a partner
-        (start, end, padding, punctuation) have the mean of the shared words' tau: what they
-        hold of the attention is what the words leave over, so they change over when the words
-        do on average. Tokens without a partner have 0, their own map always.
+        (start, end, padding, punctuation) have the smallest tau of the shared words: what they
+        hold of the attention is what the words leave over, so they change over when the first
+        word does. Tokens without a partner have 0, their own map always.
         """
         edit, partners = self.alignment.edit, self.alignment.partners
         shared = [t.tau for t, partner in zip(self.timings, partners, strict=True) if partner is not None]
-        taus = torch.full((edit.length,), sum(shared) / len(shared))
+        taus = torch.full((edit.length,), min(shared))
         for word, timing in zip(edit.words, self.timings, strict=True):
             taus[list(word.tokens)] = timing.tau
         taus[torch.tensor(self.alignment.tokens) == NONE] = 0.0

@@ -120,8 +120,8 @@ PARTNERS = {0: 0, 1: 1, 4: 3, 5: 4, 6: 5, 7: 5}
     [
         ((0.0, 0.0, 0.0, 0.0), 0.5, ()),  # tau 0: own maps always
         ((1.0, 0.0, 0.0, 1.0), 0.5, (0, 1, 4, 5, 6, 7)),  # tau 1: the source's always, but new words' own
-        ((0.25, 0.0, 0.0, 0.75), 0.625, (4, 0, 5, 6, 7)),  # the tokens of no word have the mean, 0.5
-        ((0.25, 0.0, 0.0, 0.75), 0.3, (4,)),
+        ((0.25, 0.0, 0.0, 0.75), 0.8, (1, 4, 0, 5, 6, 7)),  # the tokens of no word have the smallest, 0.25
+        ((0.25, 0.0, 0.0, 0.75), 0.625, (4,)),
         ((0.25, 0.0, 0.0, 0.75), 0.25, ()),  # while more than 1 - tau is left, not when it is just that
     ],
 )
