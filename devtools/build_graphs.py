@@ -1,7 +1,8 @@
 """Write the example graphs, each for the page (workflows/) and for the API (workflows/api/).
 
-    python devtools/build_graphs.py               the graphs
-    python devtools/build_graphs.py --thumbnails  and run the toy graphs for their pictures
+    python devtools/build_graphs.py                          the graphs
+    python devtools/build_graphs.py --thumbnails             and run the toy graphs for their pictures
+    python devtools/build_graphs.py --thumbnails pan resize  only these
 
 Needs the environment that `python dev.py` sets up.
 """
@@ -63,20 +64,23 @@ def as_text(graph: dict[str, Any]) -> str:
 def main(arguments: list[str]) -> None:
     """Write the files."""
     parser = argparse.ArgumentParser(description="Write the example graphs.")
-    parser.add_argument("--thumbnails", action="store_true", help="run the toy graphs for the pictures too")
+    parser.add_argument("--thumbnails", nargs="*", metavar="NAME", help="run the toy graphs for the pictures too")
     options = parser.parse_args(arguments)
+    toys = [name.removeprefix(TOY) for name in GRAPHS if name.startswith(TOY)]
+    if unknown := set(options.thumbnails or ()) - set(toys):
+        parser.error(f"no toy graph is called {', '.join(sorted(unknown))}; choose from {', '.join(toys)}")
     with temporary_server("build") as server:
         for path, text in files(Client(server.url).get("/object_info")).items():
             path.write_text(text, encoding="utf-8")
-        if options.thumbnails:
-            write_thumbnails(server)
+        if options.thumbnails is not None:
+            write_thumbnails(server, options.thumbnails or toys)
 
 
-def write_thumbnails(server: HostServer) -> None:
+def write_thumbnails(server: HostServer, names: list[str]) -> None:
     """Before and after, side by side; a checkpoint's graph is shown with its toy graph's pictures."""
     client = Client(server.url)
     for name in GRAPHS:
-        if not name.startswith(TOY):
+        if not name.startswith(TOY) or name.removeprefix(TOY) not in names:
             continue
         graph = json.loads((HERE / "api" / f"{name}.json").read_text(encoding="utf-8"))
         outputs = client.run(graph).outputs
