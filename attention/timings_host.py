@@ -11,7 +11,8 @@ that goes can be seen (small, two), so that the words it stands together with ar
 one whose map is the clearest leads, and those that look where it looks join in.
 
 Their map itself counts as well. One embedding stands for one look, and a striped background has
-two: S_V is then the larger of equation 9 and the words' map, scaled to [0, 1].
+two: S_V is then the larger of equation 9 and the words' map, scaled to [0, 1]. And what comes may
+be larger than what goes: the place is grown.
 """
 
 import itertools
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from ..inversion.host import model_family, sample_counted
 from ..inversion.trajectory import Trajectory
+from ..masks.grid import dilate
 from ..masks.instant import clearest, min_max, word_maps
 from ..masks.instant import similarities as alike_maps
 from ..masks.instant_words import gone_and_added, phrases
@@ -57,6 +59,7 @@ WHO = "Word Timings"
 CELLS = 32  # the article's grid, at 512 pixels
 PERCENT = 1.0  # the article's
 SHOWS = ("source", "edit")
+GROW, MOST_GROWN = 0.0625, 0.25  # share of the width by which the place is grown
 JOINS = 0.5  # correlation of its map to the leading one's, from which a word joins in
 _KEY = "latent_layers_word_timings"
 
@@ -162,6 +165,7 @@ def word_timings(
     percent: float = PERCENT,
     correlation: bool = True,
     shows: str = "source",
+    grow: float = GROW,
 ) -> Reading:
     """How long each word of the edit prompt keeps the source's attention, see `attention.timings`.
 
@@ -179,13 +183,16 @@ def word_timings(
     shows        source: the trajectory's picture is the one before the edit, and E_k is made of the
                  words that go, as far as there are any; edit: it was made with the edit prompt, and
                  E_k is made of the words that the source's prompt has not, but for faint ones
+    grow         of a picture before the edit: share of the width by which S_V is grown, 0 to 0.25
 
     One evaluation of the UNet, or two where the source's words are asked, without guidance. Raises
     ValueError for inputs that do not fit, before anything is encoded or loaded.
     """
     if shows not in SHOWS:
         raise ValueError(f"{WHO}: shows is {shows!r}; use {' or '.join(SHOWS)}")
-    _check_numbers(lambda_tau=(lambda_tau, 4.0), alpha_m=(alpha_m, 1.0), percent=(percent, 1.0))
+    _check_numbers(
+        lambda_tau=(lambda_tau, 4.0), alpha_m=(alpha_m, 1.0), percent=(percent, 1.0), grow=(grow, MOST_GROWN)
+    )
     blocks = blocks_near(model, trajectory.shape, WHO, CELLS)
     trajectory.check_model(model_family(model, WHO), f"{WHO}: trajectory")
     if trajectory.batch != 1:
@@ -210,7 +217,10 @@ def word_timings(
 
     block = _last_up(blocks).key
     found = _read_off(reading, source, alignment, numbers, gone, named, block, lambda_tau, alpha_m, correlation)
-    return replace(found, timings=found.timings.with_table(taus, f"{WHO}: taus"), evaluations=evaluations)
+    timings = found.timings.with_table(taus, f"{WHO}: taus")
+    if shows == "source":
+        timings = replace(timings, saliency=dilate(timings.saliency[None], grow)[0])
+    return replace(found, timings=timings, evaluations=evaluations)
 
 
 def _evaluate(

@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 from typing_extensions import override
 
 from ..attention.timings import ALPHA_M, LAMBDA_TAU
-from ..attention.timings_host import PERCENT, SHOWS, word_timings
+from ..attention.timings_host import GROW, MOST_GROWN, PERCENT, SHOWS, word_timings
 from .types import Trajectory
 from .types import WordTimings as Timings
 
@@ -107,6 +107,17 @@ class WordTimings(io.ComfyNode):
                     "looked for by the words that go. edit: one made with edit_text, as in the article; by the new "
                     "words.",
                 ),
+                io.Float.Input(
+                    "grow",
+                    default=GROW,
+                    min=0.0,
+                    max=MOST_GROWN,
+                    step=0.0125,
+                    round=0.0001,
+                    optional=True,
+                    tooltip="How far the edit may reach beyond what goes, as a share of the width: what comes may be "
+                    "larger. 0 keeps more of the picture. Not used where shows is edit.",
+                ),
             ],
             outputs=[
                 Timings.Output(display_name="timings", tooltip="For Adaptive Attention Guider."),
@@ -129,11 +140,11 @@ class WordTimings(io.ComfyNode):
     @override
     def execute(
         cls, model, clip, source_text, edit_text, trajectory, lambda_tau, alpha_m, keywords="", taus="",
-        percent=PERCENT, correlation=True, shows=SHOWS[0],
+        percent=PERCENT, correlation=True, shows=SHOWS[0], grow=GROW,
     ) -> io.NodeOutput:  # fmt: skip
         reading = word_timings(
             model, clip, source_text, edit_text, trajectory, lambda_tau=lambda_tau, alpha_m=alpha_m, keywords=keywords,
-            taus=taus, percent=percent, correlation=correlation, shows=shows,
+            taus=taus, percent=percent, correlation=correlation, shows=shows, grow=grow,
         )  # fmt: skip
         timings, strip = reading.timings, reading.strip()
         return io.NodeOutput(timings, timings.table(), reading.text(), strip, ui=ui.PreviewImage(strip, cls=cls))

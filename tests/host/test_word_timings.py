@@ -140,6 +140,11 @@ def test_against_the_equations_on_what_the_attention_was_given(toy, edit, trajec
     if shows == "source":  # the words' own map counts as well, scaled
         place = their_maps[phrase].mean(0)
         marked = torch.maximum(marked, (place - place.min()) / (place.max() - place.min()))
+        whole = read(toy, edit, trajectory, grow=0.0).timings.saliency
+        assert torch.allclose(whole, marked, atol=1e-5)
+        # 0.0625 of 16 cells is one: the largest of each cell and its neighbours
+        marked = torch.nn.functional.max_pool2d(marked[None], 3, stride=1, padding=1)[0]
+        assert (marked - whole).max() > 0.1
     assert torch.allclose(found.saliency, marked, atol=1e-5)
     assert found.centre is not None and torch.allclose(found.centre, centre, atol=1e-5)
 
@@ -164,7 +169,8 @@ def test_words_of_the_edited_object_go_first_and_it_is_marked(toy):
     for seed in (0, 2, 4, 6):
         edit = word_edit(seed)
         picture = toy[2].encode(edit.source_image)
-        found = read(toy, edit, invert(toy[0], condition(toy[1], ""), picture, schedule(toy[0], 10))).timings
+        trajectory = invert(toy[0], condition(toy[1], ""), picture, schedule(toy[0], 10))
+        found = read(toy, edit, trajectory, grow=0.0).timings
         for kind, timing, partner in zip(edit.kinds(), found.timings, found.alignment.partners, strict=True):
             if partner is not None and kind in ("shape", "other", "place"):
                 (own if kind == "shape" else others).append(timing.tau)
@@ -296,6 +302,7 @@ def test_errors_come_before_any_work(toy, edit, trajectory):
     refused("keywords: words has 'moon', but the prompt has the words a, red, star", keywords="moon")
     refused("taus has the line 'blue 0.3'", taus="blue 0.3")
     refused("lambda_tau is -1", lambda_tau=-1.0)
+    refused("grow is 0.3; use a number from 0 to 0.25", grow=0.3)
     refused("alpha_m is nan", alpha_m=float("nan"))
     refused("percent is 1.5", percent=1.5)
     refused("clip is empty", clip=None)
