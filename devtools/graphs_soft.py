@@ -18,7 +18,7 @@ word; everything else keeps the picture's own attention.
 
 TEXTS = "the texts, in the same words where nothing changes; *lambda_sv* up when too little changes; *hold* keeps \
 outlines."
-SHAPES = "*hold* up (0.3) when too much moves; *lambda_sv* up when too little changes."
+SHAPES = "*grow*: room for what comes; *hold* up (0.3) when too much moves; *lambda_sv* up when too little changes."
 REGION = "the mask; grey is edited in part. *mask_mode*: *replace* takes the mask alone."
 SWEEP = "*lambda_s* of the four guiders: 0 is the picture, 1 the whole edit."
 
@@ -32,10 +32,16 @@ RESULT = "## The result"
 
 
 class Example:
-    """What one graph shows: texts, and settings of the guider, for the toy model and for a checkpoint."""
+    """What one graph shows: texts, and settings of the guider, for the toy model and for a checkpoint.
 
-    def __init__(self, title: str, change: str, toy: dict[str, Any], real: tuple[str, str], **settings: Any) -> None:
+    `room`: what comes may be larger than what goes, so that the place is grown.
+    """
+
+    def __init__(
+        self, title: str, change: str, toy: dict[str, Any], real: tuple[str, str], room: bool = False, **settings: Any
+    ) -> None:
         self.title, self.change, self.toy, self.real, self.settings = title, change, toy, real, settings
+        self.timings: dict[str, Any] = {} if room else {"grow": 0.0}
 
 
 ADJECTIVE = Example(
@@ -50,6 +56,7 @@ SHAPE = Example(
     SHAPES,
     {"seed": 2, "edit": "a green circle on a grid background"},
     ("a cat sitting on a sofa", "a cat lying on a sofa"),
+    room=True,
 )
 PAINTED = Example(
     "Soft edit inside a painted region",
@@ -98,7 +105,7 @@ def timed(example: Example, toy: bool, model: Node, picture: Node) -> tuple[list
         colour=KEY_NODE,
         inputs={
             "model": model[0], "clip": model[1], "source_text": before, "edit_text": after[0],
-            "trajectory": inverted[0],
+            "trajectory": inverted[0], **example.timings,
         },
     )  # fmt: skip
     table = Node("PreviewAny", "Table", 260, {"source": timings[1]})
