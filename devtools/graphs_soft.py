@@ -54,7 +54,7 @@ ADJECTIVE = Example(
 SHAPE = Example(
     "Change a shape or a pose softly",
     SHAPES,
-    {"seed": 2, "edit": "a green circle on a grid background"},
+    {"seed": 3, "edit": "a black star on a checkered background"},
     ("a cat sitting on a sofa", "a cat lying on a sofa"),
     room=True,
 )
