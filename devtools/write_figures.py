@@ -70,7 +70,9 @@ SECTIONS = (
         "fills",
         "Pan and zoom-out: what to start from",
         "The paper starts from the original canvas with guidance 7.5. *Fresh noise* replaces the inverted noise in "
-        "the exposed area; *objects ignored* hides the scene's objects from it.",
+        "the exposed area; *objects ignored* hides the scene's objects from it. Guidance leads away from what the "
+        "unmasked model makes, which here is no copy of an object but a continued background: without it (g 1) the "
+        "filling is nearer to the truth and costs 40 evaluations of 140 less. The graphs take the best row.",
     ),
     Section(
         "masks",
