@@ -204,13 +204,13 @@ def remove_object(info: Info) -> Drawing:
     return Drawing(info, groups)
 
 
-def canvas_graph(title: str, toy: bool, name: str, **settings: Any):
+def canvas_graph(title: str, toy: bool, name: str, seed: int = 0, **settings: Any):
     """Pan or zoom-out, with the toy model or a checkpoint."""
 
     def draw(info: Info) -> Drawing:
         if toy:
             model = Node("LatentLayersToyModel", colour=KEY_NODE)
-            picture = Node("LatentLayersToyScene", colour=KEY_NODE, inputs={"seed": 19})
+            picture = Node("LatentLayersToyScene", colour=KEY_NODE, inputs={"seed": seed})
             start = [model, picture, preview("Source", picture[0])]
         else:
             model = checkpoint_node()
@@ -242,8 +242,8 @@ ZOOM = {"zoom": 0.75}
 GRAPHS = {
     "try_me_remove_object": try_me_remove_object,
     "remove_object": remove_object,
-    "try_me_zoom_out": canvas_graph("Try me: zoom out", True, "zoomed", **ZOOM),
+    "try_me_zoom_out": canvas_graph("Try me: zoom out", True, "zoomed", seed=7, **ZOOM),
     "zoom_out": canvas_graph("Zoom out", False, "zoomed", **ZOOM),
-    "try_me_pan": canvas_graph("Try me: Pan", True, "panned", **PAN),
+    "try_me_pan": canvas_graph("Try me: Pan", True, "panned", seed=19, **PAN),
     "pan": canvas_graph("Pan", False, "panned", **PAN),
 }
