@@ -29,7 +29,7 @@ def _prompt(*texts: str) -> Prompt:
 def _timings() -> WordTimings:
     """All shared words held, the whole padding too: the step that keeps most."""
     alignment = Alignment(_prompt("a", "red", "star"), _prompt("a", "blue", "star"), (0, None, 2))
-    rows = tuple(Timing(word.text, 0.0, 0.0) for word in alignment.edit.words)
+    rows = tuple(Timing(word.text, 0.0, 1.0) for word in alignment.edit.words)
     return WordTimings(alignment, rows, F.normalize(torch.randn(WIDTH), dim=0), None, BLOCK, torch.rand(32, 32))
 
 

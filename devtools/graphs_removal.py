@@ -236,8 +236,8 @@ def canvas_graph(title: str, toy: bool, name: str, seed: int = 0, **settings: An
     return draw
 
 
-PAN = {"shift_x": 0.2, "shift_y": 0.0, "zoom": 1.0}
-ZOOM = {"zoom": 0.75}
+PAN: dict[str, Any] = {"shift_x": 0.2, "shift_y": 0.0, "zoom": 1.0}
+ZOOM: dict[str, Any] = {"zoom": 0.75}
 
 GRAPHS = {
     "try_me_remove_object": try_me_remove_object,

@@ -1,7 +1,9 @@
 """Pan and zoom-out of toy scenes against the same world seen through another window."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,6 @@ from ..attention.host import apply_keep_source, apply_key_mask
 from ..fusion.canvas import pan_and_zoom, window_of
 from ..inversion.trajectory import Trajectory
 from ..masks.grid import cover, dilate
-from ..nodes.canvas import PanAndZoom
 from .host import image_tensor
 from .measure import psnr
 from .pipeline import STEPS, Toy, batches
@@ -21,7 +22,7 @@ from .scenes import Scene, Window, random_scene
 TASKS = ("pan", "zoom", "zoom_far")
 SHIFT = 0.2
 ZOOMS = {"zoom": 1 / 1.25, "zoom_far": 1 / 1.5}
-MODE, GUIDANCE = "exclude", 1.0  # the graphs' for pan and zoom
+GRAPH = Path(__file__).parent.parent / "workflows" / "api" / "pan.json"
 DILATION = 30 / 1024  # of the width: DesignEdit's for pan and zoom
 
 
@@ -126,10 +127,13 @@ def seam(pictures: Tensor, exposed: Tensor) -> list[float]:
 
 
 def shipped() -> CanvasSettings:
-    """What the shipped graphs do: Pan And Zoom's default fill, and no guidance away from the unmasked picture."""
-    inputs: list[Any] = PanAndZoom.define_schema().inputs
-    fill = next(i.default for i in inputs if i.id == "fill")
-    return CanvasSettings(fill=str(getattr(fill, "value", fill)), mode=MODE, guidance=GUIDANCE)
+    """What the shipped graphs of pan and zoom-out do, read from one of them."""
+    nodes = json.loads(GRAPH.read_text(encoding="utf-8")).values()
+    given: dict[str, Any] = {}
+    for node in nodes:
+        if node["class_type"] in ("LatentLayersPanAndZoom", "LatentLayersKeyMaskedSelfAttention"):
+            given |= node["inputs"]
+    return CanvasSettings(given["fill"], given["mode"], given["guidance"], end=given["end_percent"])
 
 
 def run_canvas(toy: Toy, seeds: range, task: str, size: tuple[int, int]) -> dict:

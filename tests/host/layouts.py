@@ -6,6 +6,8 @@ self-attentions); only the channels are few, so that a pass takes milliseconds.
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.sd1_clip
+import comfy.sdxl_clip
 import comfy.supported_models
 import torch
 from torch import Tensor
@@ -94,3 +96,17 @@ def box(height: int, width: int, top: float, bottom: float, left: float, right: 
     mask = torch.zeros(1, height, width)
     mask[:, round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = 1.0
     return mask
+
+
+class OneTextEncoder:
+    """The host's tokenizer, and random embeddings of the narrow models' width for what it makes."""
+
+    def __init__(self, name):
+        self.tokenizer = {"sd15": comfy.sd1_clip.SD1Tokenizer, "sdxl": comfy.sdxl_clip.SDXLTokenizer}[name]()
+        self.name = name
+
+    def tokenize(self, text, return_word_ids=False):
+        return self.tokenizer.tokenize_with_weights(text, return_word_ids)
+
+    def encode_from_tokens_scheduled(self, tokens):
+        return conditioning(self.name, tokens=77 * len(tokens["l"]))

@@ -86,11 +86,12 @@ def test_a_lora_that_changes_on_the_way_has_the_same_strength_up_and_down(model,
     weight = model.model.diffusion_model.out[2].weight
     change = torch.randn(weight.shape, generator=generator.manual_seed(3)) * weight.std()
     hook.weights, hook.need_weight_init = {"diffusion_model.out.2.weight": ("diff", (change,))}, False
-    for strength, start in ((1.0, 0.0), (0.5, 0.3), (-1.0, 0.6)):
+    for strength, start in ((1.0, 0.1), (0.5, 0.3), (-1.0, 0.6)):  # the first counts before it begins, too
         keyframes.add(comfy.hooks.HookKeyframe(strength, start, guarantee_steps=guaranteed))
     hook.hook_keyframe = keyframes
     hooks = comfy.hooks.HookGroup()
     hooks.add(hook)
+    hooks.add(comfy.hooks.TransformerOptionsHook({}))  # one without a schedule
     conditioning = [[tiny_conditioning()[0][0], {"hooks": hooks}]]
 
     strengths: list[float] = []

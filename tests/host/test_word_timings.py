@@ -5,8 +5,6 @@ from typing import Any
 import comfy.ldm.modules.attention as host_attention
 import comfy.model_management
 import comfy.samplers
-import comfy.sd1_clip
-import comfy.sdxl_clip
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -224,30 +222,13 @@ def test_the_level_that_is_read(toy, edit, trajectory):
         assert seen[0][0] == seen[1][0] and torch.equal(seen[0][1], seen[1][1])  # both texts on the same latent
         (level, x) = seen[0]
         wanted = float(sampling.percent_to_sigma(percent))
-        index = (
-            index
-            if index is not None
-            else min(range(len(levels) - 1), key=lambda i: abs(torch.tensor(levels[i] / wanted).log()))
-        )
+        if index is None:
+            index = min(range(len(levels) - 1), key=lambda i: abs(torch.tensor(levels[i] / wanted).log()))
         assert level == pytest.approx(levels[index]) and len(seen) == 2
         assert torch.equal(x, trajectory.latents[index].to(x))
 
 
 # Models, sizes and precisions
-
-
-class OneTextEncoder:
-    """The host's tokenizer, and random embeddings of the narrow models' width for what it makes."""
-
-    def __init__(self, name):
-        self.tokenizer = {"sd15": comfy.sd1_clip.SD1Tokenizer, "sdxl": comfy.sdxl_clip.SDXLTokenizer}[name]()
-        self.name = name
-
-    def tokenize(self, text, return_word_ids=False):
-        return self.tokenizer.tokenize_with_weights(text, return_word_ids)
-
-    def encode_from_tokens_scheduled(self, tokens):
-        return layouts.conditioning(self.name, tokens=77 * len(tokens["l"]))
 
 
 def noisy(model, height, width, batch=1):
@@ -263,7 +244,7 @@ def noisy(model, height, width, batch=1):
 )
 def test_layouts_sizes_and_precisions(name, size, dtype):
     model = layouts.narrow(name, dtype)
-    found = word_timings(model, OneTextEncoder(name), "a blue star", "a red star, shiny", noisy(model, *size))
+    found = word_timings(model, layouts.OneTextEncoder(name), "a blue star", "a red star, shiny", noisy(model, *size))
     timings = found.timings
     # 512 pixels and less: the finest grid; 520x776: 65x97 halves to 33x49, which SDXL's finest is anyway
     grid = (8, 8) if name == "sdxl" else (16, 16)
