@@ -12,7 +12,7 @@ SOFT = """# {title}
 
 The picture and its edit are drawn side by side. **Word Timings** compares the two texts and finds where the edit is \
 to be: the last picture of its strip, white. **Adaptive Attention Guider** lets the edit take over there, word by \
-word; everything else keeps the picture's own attention.
+word; everything else keeps the picture's own attention. **Proximal Guidance** drops what the texts hardly differ in.
 
 **Change:** {change}"""
 
@@ -109,14 +109,17 @@ def timed(example: Example, toy: bool, model: Node, picture: Node) -> tuple[list
         },
     )  # fmt: skip
     table = Node("PreviewAny", "Table", 260, {"source": timings[1]})
+    followed = Node(
+        "LatentLayersProximalGuidance", colour=KEY_NODE, inputs={"model": model[0], "trajectory": inverted[0]}
+    )
     texts = [after] if toy else [said, after]
     groups = [
         Group("2  Words and noise", YELLOW, "## What it shows, what it should show", 60,
-              [[*texts, source, edit], [encoded, schedule, inverted]]),
+              [[*texts, source, edit], [encoded, schedule, inverted, followed]]),
         Group("3  Timings", GREEN, TIMES, 170, [[timings], [table]], width=360),
     ]  # fmt: skip
     given = {
-        "model": model[0], "source": source[0], "edit": edit[0], "timings": timings[0], "trajectory": inverted[0],
+        "model": followed[0], "source": source[0], "edit": edit[0], "timings": timings[0], "trajectory": inverted[0],
         "sigmas": schedule[0],
     }  # fmt: skip
     return groups, given

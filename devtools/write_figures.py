@@ -3,12 +3,14 @@
     python dev.py bench removal --json > figures/removal.json      for every NAME below
     .dev/venv/bin/python devtools/write_figures.py figures
 
-Every table is what the benchmark prints; only the sentences around it are written here.
+Every table is what the benchmark prints; only the sentences around it are written here. Sections
+whose benchmark has no file in the folder stay as they are.
 """
 
 import argparse
 import importlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,27 +123,35 @@ SECTIONS = (
 )
 
 
-def document(folder: Path) -> str:
-    """The page, of the results that there are: folder/NAME.json, whose last line is the benchmark's JSON."""
-    parts = [HEAD]
+def section_text(section: Section, figures: dict) -> str:
+    """A section of the page: heading, sentences, command and table."""
+    table = importlib.import_module(MODULES[section.name]).table(figures)
+    if section.preformatted:
+        table = f"```\n{table}\n```"
+    seeds = figures.get("seeds", ALL)
+    options = "" if seeds in (ALL, "0-31") else f" --seeds {seeds}"
+    # of layers, perhaps only some tasks were run
+    tasks = [f" --task {name}" for name in figures.get("tasks", {})] or [""]
+    command = "\n".join(f"    python dev.py bench {section.name}{task}{options}" for task in tasks)
+    texts = [f"## {section.title}", section.before, command, table, section.after]
+    return "\n\n".join(text for text in texts if text) + "\n"
+
+
+def document(folder: Path, page: str) -> str:
+    """The page with the sections renewed that there are results of: folder/NAME.json, its last line the JSON."""
+    head, *old = re.split(r"^(?=## )", page, flags=re.MULTILINE)
+    kept = {text.splitlines()[0].removeprefix("## "): text.rstrip("\n") + "\n" for text in old}
+    parts = [head.rstrip("\n") + "\n" if page else HEAD]
     for section in SECTIONS:
         path = folder / f"{section.name}.json"
-        if not path.exists():
-            print(f"no {path.name}: {section.title} is left out")
-            continue
-        figures = json.loads(path.read_text(encoding="utf-8").strip().splitlines()[-1])
-        if section.name == "softedit":
-            draw_sweeps(figures, DOCS / "soft_sweeps.png")
-        table = importlib.import_module(MODULES[section.name]).table(figures)
-        if section.preformatted:
-            table = f"```\n{table}\n```"
-        seeds = figures.get("seeds", ALL)
-        options = "" if seeds in (ALL, "0-31") else f" --seeds {seeds}"
-        # of layers, perhaps only some tasks were run
-        tasks = [f" --task {name}" for name in figures.get("tasks", {})] or [""]
-        command = "\n".join(f"    python dev.py bench {section.name}{task}{options}" for task in tasks)
-        texts = [f"## {section.title}", section.before, command, table, section.after]
-        parts.append("\n\n".join(text for text in texts if text) + "\n")
+        if path.exists():
+            figures = json.loads(path.read_text(encoding="utf-8").strip().splitlines()[-1])
+            if section.name == "softedit":
+                draw_sweeps(figures, DOCS / "soft_sweeps.png")
+            parts.append(section_text(section, figures))
+        elif section.title in kept:
+            print(f"no {path.name}: {section.title} stays as it is")
+            parts.append(kept[section.title])
     return "\n".join(parts)
 
 
@@ -152,7 +162,8 @@ def main() -> None:
     folder = parser.parse_args().folder
     pack.load_host()
     pack.load_pack()
-    (DOCS / "figures.md").write_text(document(folder), encoding="utf-8")
+    page = DOCS / "figures.md"
+    page.write_text(document(folder, page.read_text(encoding="utf-8") if page.exists() else ""), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 Two kinds of sources. Pairs: the model makes the source of its caption, and the edit from the same
 noise; only sources that show what their caption says of the attribute count. Real pictures: scenes,
-inverted with their caption. Each edit is judged by whether the attribute has changed (`Outcome.changed`)
+inverted with their caption and edited under Proximal Guidance, as in the graphs. Each edit is judged by whether the attribute has changed (`Outcome.changed`)
 and by how much has stayed of what should have (PSNR to the source where `Outcome.kept`).
 """
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -27,7 +27,7 @@ from .soft_run import EVERYWHERE, Source, everywhere, generated, outcome, prompt
 
 TUNING = range(32)  # scenes on which the fixed time is chosen, none of those that judge
 FIXED = (0.2, 0.4, 0.6, 0.8)
-TUNED, OTHERS, CHANGED, RAMPS, TIMED = 10, 20, 8, 4, 3  # scenes that the parts of the benchmark run on
+TUNED, OTHERS, CHANGED, RAMPS, TIMED = 10, 20, 32, 4, 3  # scenes that the parts of the benchmark run on
 SHIPPED = {"lambda_tau": LAMBDA_TAU, "lambda_s": LAMBDA_S, "lambda_sv": LAMBDA_SV, "hold": HOLD}
 SWEEPS: dict[str, tuple[float, ...]] = {  # beside what is shipped
     "lambda_tau": (0.0, 2.0),
@@ -41,10 +41,14 @@ Edit = Callable[["Case"], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A source, and what every way of editing it is given."""
+    """A source, and what every way of editing it is given.
+
+    `model` is what the guider samples with: of a real picture under Proximal Guidance.
+    """
 
     toy: Toy
     source: Source
+    model: Any
     alone: Tensor  # the edit prompt alone, latent (1, C, h, w)
     timings: WordTimings
 
@@ -52,8 +56,14 @@ class Case:
     def of(cls, toy: Toy, source: Source) -> "Case":
         """Word timings are read off the edit prompt's own picture of a pair, as published, and off real pictures."""
         trajectory, alone = prompt_only(toy, source)
-        read, shows = (source.trajectory, "source") if source.negative is None else (trajectory, "edit")
-        return cls(toy, source, alone, timings_of(toy, source, read, shows=shows))
+        if source.negative is not None:
+            return cls(toy, source, toy.model, alone, timings_of(toy, source, trajectory, shows="edit"))
+        model = apply_proximal_guidance(toy.model, source.trajectory, Settings())
+        return cls(toy, source, model, alone, timings_of(toy, source, source.trajectory))
+
+    def soft(self, timings: WordTimings | None = None, **settings: Any) -> Tensor:
+        """What the guider makes of it, with its defaults."""
+        return soft(self.toy, self.source, self.timings if timings is None else timings, self.model, **settings)
 
 
 @dataclass
@@ -82,23 +92,28 @@ class Report:
 
 
 def fixed(tau: float) -> Edit:
-    """Prompt-to-prompt: the same time for every shared word, everywhere in the picture."""
-    return lambda case: soft(case.toy, case.source, with_tau(case.timings, tau), **everywhere())
+    """Prompt-to-prompt, as published: the same time for every shared word, everywhere in the picture."""
+    return plain(lambda case: case.soft(with_tau(case.timings, tau), **everywhere()))
 
 
 def word_times(case: Case) -> Tensor:
     """FWT alone: every word its own time, everywhere in the picture."""
-    return soft(case.toy, case.source, case.timings, **everywhere())
+    return case.soft(**everywhere())
 
 
 def weighted(case: Case) -> Tensor:
     """DPS alone: no word is held, pixels take the edit as S_V says."""
-    return soft(case.toy, case.source, with_tau(case.timings, 0.0))
+    return case.soft(with_tau(case.timings, 0.0))
 
 
 def both(case: Case) -> Tensor:
     """The guider's defaults."""
-    return soft(case.toy, case.source, case.timings)
+    return case.soft()
+
+
+def plain(edit: Edit) -> Edit:
+    """A way of editing without Proximal Guidance."""
+    return lambda case: edit(replace(case, model=case.toy.model))
 
 
 def cases(toy: Toy, seeds: Iterable[int], kind: str) -> Iterable[Case]:
@@ -135,6 +150,8 @@ def compare(toy: Toy, seeds: Sequence[int], kind: str, tau: float) -> dict[str, 
         "dps": weighted,
         "both": both,
     }
+    if kind == "real":
+        ways |= {f"{name}_plain": plain(way) for name, way in (("fwt", word_times), ("dps", weighted), ("both", both))}
     report, used = Report(), 0
     for case in cases(toy, seeds, kind):
         used += 1
@@ -144,10 +161,6 @@ def compare(toy: Toy, seeds: Sequence[int], kind: str, tau: float) -> dict[str, 
     return {**report.figures(), f"{kind}_usable": round(used / len(seeds), 3)}
 
 
-def _proximal(case: Case) -> Any:
-    return apply_proximal_guidance(case.toy.model, case.source.trajectory, Settings())
-
-
 def _from_caption(case: Case, model: Any = None) -> Tensor:
     """The edit prompt alone, with the caption that the picture was inverted with as the negative."""
     return prompt_only(case.toy, case.source, model, case.toy.condition(case.source.edit.caption))[1]
@@ -155,10 +168,10 @@ def _from_caption(case: Case, model: Any = None) -> Tensor:
 
 OTHER_WAYS: dict[str, Edit] = {
     "from_caption": _from_caption,
-    "from_caption_proximal": lambda case: _from_caption(case, _proximal(case)),
-    "both_proximal": lambda case: soft(case.toy, case.source, case.timings, _proximal(case)),
-    "both_held": lambda case: soft(case.toy, case.source, case.timings, hold=0.5),
-    "both_from_empty": lambda case: soft(case.toy, case.source, case.timings, negative=case.toy.condition()),
+    "from_caption_proximal": lambda case: _from_caption(case, case.model),
+    "both_held": lambda case: case.soft(hold=0.5),
+    # Proximal Guidance is meant for a negative that is the picture's own prompt
+    "both_from_empty": plain(lambda case: case.soft(negative=case.toy.condition())),
 }
 
 
@@ -168,9 +181,8 @@ def variants(toy: Toy, seeds: Sequence[int]) -> list[dict[str, Any]]:
         "as shipped": both,
         "without the alpha_m filter": lambda case: _timed(case, alpha_m=0.0),
         "the place looked for by the new words (the article)": lambda case: _timed(case, shows="edit"),
-        "S_V read at every step (the article)": lambda case: soft(
-            case.toy, case.source, case.timings, spatial="moving"
-        ),
+        "S_V read at every step (the article)": lambda case: case.soft(spatial="moving"),
+        "the place not grown": lambda case: _timed(case, grow=0.0),
     }
     swept = {}
     for setting, values in SWEEPS.items():
@@ -193,12 +205,11 @@ def _changed(setting: str, value: float) -> Edit:
     """The guider with one setting changed, or the timings with it."""
     if setting == "lambda_tau":
         return lambda case: _timed(case, lambda_tau=value)
-    return lambda case: soft(case.toy, case.source, case.timings, **{setting: value})
+    return lambda case: case.soft(**{setting: value})
 
 
 def _timed(case: Case, **settings: Any) -> Tensor:
-    timings = timings_of(case.toy, case.source, case.source.trajectory, **settings)
-    return soft(case.toy, case.source, timings)
+    return case.soft(timings_of(case.toy, case.source, case.source.trajectory, **settings))
 
 
 def limits(toy: Toy, seeds: Sequence[int]) -> dict[str, float]:
@@ -209,7 +220,7 @@ def limits(toy: Toy, seeds: Sequence[int]) -> dict[str, float]:
     """
     trips, differences, evaluations, seconds = [], [], [], []
     for case in cases(toy, seeds[:TIMED], "real"):
-        trips.append(_kept_whole(toy, case, soft(toy, case.source, case.timings, lambda_s=0.0)))
+        trips.append(_kept_whole(toy, case, case.soft(lambda_s=0.0)))
         free, empty = with_tau(case.timings, 0.0), toy.condition()
         whole, _ = _timed_run(
             toy, lambda c=case, f=free, n=empty: soft(toy, c.source, f, **everywhere(negative=n, hold=0.0))
@@ -279,16 +290,19 @@ def run(seeds: range) -> dict:
 
 _ROWS = {
     "prompt_only": "edit prompt alone, same noise",
+    "from_caption": "edit prompt alone, negative: the caption",
+    "from_caption_proximal": "the same with Proximal Guidance",
     "fixed": "prompt-to-prompt, one tau for all words ({tau:g})",
+    "fwt_plain": "word timings alone, without Proximal Guidance",
+    "dps_plain": "spatial weights alone, without Proximal Guidance",
+    "both_plain": "both, without Proximal Guidance",
     "fwt": "word timings alone",
     "dps": "spatial weights alone",
     "both": "**Adaptive Attention Guider**: both",
-    "from_caption": "edit prompt alone, negative: the caption",
-    "from_caption_proximal": "the same with Proximal Guidance",
-    "both_proximal": "both, with Proximal Guidance",
     "both_held": "both, hold 0.5",
-    "both_from_empty": "both, negative: empty",
+    "both_from_empty": "both, without Proximal Guidance, negative: empty",
 }
+_FIRST = " ¹"  # marks rows of fewer pictures
 
 
 def table(figures: dict) -> str:
@@ -307,8 +321,11 @@ def table(figures: dict) -> str:
         lines += ["|---|---|" + "---|" * len(TASKS) + "---|---|"]
         for key, name in _ROWS.items():
             if f"success_{kind}_{key}" in f:
-                lines.append(_row(name.format(tau=f["fixed_tau"][kind]), f, f"{kind}_{key}"))
+                mark = _FIRST if key in OTHER_WAYS else ""
+                lines.append(_row(name.format(tau=f["fixed_tau"][kind]) + mark, f, f"{kind}_{key}"))
     lines += [
+        "",
+        f"¹ the first {OTHERS} pictures.",
         "",
         f"Cost of a step on a real picture: {f['cost_ratio']:.2f} times the evaluations of CFG and "
         f"{f['time_ratio']:.2f} times its seconds. lambda_S 0 gives the source back at {f['round_trip_at_0']:.1f} dB; "
@@ -316,8 +333,7 @@ def table(figures: dict) -> str:
         f"a latent. Edit strength under a ramp mask: correlation {f['ramp_correlation']:.2f}.",
         *_memory(f),
         "",
-        f"One setting changed at a time, the first {CHANGED} real pictures (rows below both are of "
-        f"the first {OTHERS}):",
+        f"One setting changed at a time, the first {CHANGED} real pictures:",
         "",
         "| setting | changed | kept |",
         "|---|---|---|",

@@ -17,6 +17,7 @@ import pytest
 import run_tests
 import sheet
 import terminal
+import write_figures
 
 # run_tests
 
@@ -263,3 +264,18 @@ def test_what_the_pack_needs_is_said_the_same_twice():
     listed = re.findall(r'"([^"]+)"', project.partition("dependencies = [")[2].partition("\n]")[0])
     lines = (pack.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert listed and [line for line in lines if not line.startswith("#")] == listed
+
+
+# write_figures
+
+
+def test_sections_without_results_stay_as_they_are(tmp_path, monkeypatch):
+    # tables are the benchmarks' own, which need the host
+    monkeypatch.setattr(write_figures, "section_text", lambda section, figures: f"## {section.title}\n\n{figures}\n")
+    (tmp_path / "model.json").write_text('progress\n{"weights_mib": 22.2}')
+    page = "# Figures\n\nHead.\n\n## Removing an object\n\n38 dB\n\nby hand\n\n## The toy model\n\nold table\n"
+    renewed = write_figures.document(tmp_path, page)
+    assert renewed == page.replace("old table", "{'weights_mib': 22.2}")
+    (tmp_path / "inversion.json").write_text('{"psnr_0": 50.0}')
+    titles = [line for line in write_figures.document(tmp_path, page).splitlines() if line.startswith("## ")]
+    assert titles == ["## Removing an object", "## There and back: inversion", "## The toy model"]
