@@ -47,7 +47,7 @@ class Example:
 ADJECTIVE = Example(
     "Change an adjective",
     TEXTS,
-    {"seed": 0, "edit": "a blue cross on a horizon background"},
+    {"seed": 45, "edit": "a yellow circle on a striped background"},
     ("a woman in a blue coat on a street", "a woman in a red coat on a street"),
     hold=0.5,
 )
@@ -67,10 +67,10 @@ PAINTED = Example(
 STRENGTHS = Example(
     "Strength sweep",
     SWEEP,
-    {"seed": 0, "edit": "a blue cross on a horizon background"},
+    {"seed": 40, "edit": "a yellow circle on a gradient background"},
     ("a bowl of green apples on a table", "a bowl of red apples on a table"),
 )
-SWEPT = (0.0, 0.5, 0.8, 1.0)
+SWEPT = (0.0, 0.25, 0.5, 1.0)
 
 
 def beginning(example: Example, toy: bool, painted: bool) -> tuple[Node, Node, list[Node], Port]:

@@ -27,7 +27,7 @@ from .soft_run import EVERYWHERE, Source, everywhere, generated, outcome, prompt
 
 TUNING = range(32)  # scenes on which the fixed time is chosen, none of those that judge
 FIXED = (0.2, 0.4, 0.6, 0.8)
-TUNED, OTHERS, CHANGED, RAMPS, TIMED = 10, 20, 32, 4, 3  # scenes that the parts of the benchmark run on
+TUNED, OTHERS, CHANGED, RAMPS, TIMED = 10, 20, 16, 4, 3  # scenes that the parts of the benchmark run on
 SHIPPED = {"lambda_tau": LAMBDA_TAU, "lambda_s": LAMBDA_S, "lambda_sv": LAMBDA_SV, "hold": HOLD}
 SWEEPS: dict[str, tuple[float, ...]] = {  # beside what is shipped
     "lambda_tau": (0.0, 2.0),

@@ -36,7 +36,7 @@ def test_an_edited_table_of_timings_is_what_runs(page, server):
     page.wait_for_timeout(1500)
     screenshot(page, "try_me_change_adjective_done")
     found = taus(page.evaluate(TABLE))
-    assert found["blue"] == 0 and 0 < found["background"] < 1  # the new word, and one that stays
+    assert found["yellow"] == 0 and 0 < found["background"] < 1  # the new word, and one that stays
 
     edited = page.evaluate(TABLE).replace(f"tau {found['background']:.2f}", "tau 0.00")
     overrule(page, edited)
