@@ -2,8 +2,9 @@
 
 Two kinds of sources. Pairs: the model makes the source of its caption, and the edit from the same
 noise; only sources that show what their caption says of the attribute count. Real pictures: scenes,
-inverted with their caption and edited under Proximal Guidance, as in the graphs. Each edit is judged by whether the attribute has changed (`Outcome.changed`)
-and by how much has stayed of what should have (PSNR to the source where `Outcome.kept`).
+inverted with their caption and edited under Proximal Guidance, as in the graphs. Each edit is judged
+by whether the attribute has changed (`Outcome.changed`) and by how much has stayed of what should
+have (PSNR to the source where `Outcome.kept`).
 """
 
 import time
@@ -205,7 +206,8 @@ def _changed(setting: str, value: float) -> Edit:
     """The guider with one setting changed, or the timings with it."""
     if setting == "lambda_tau":
         return lambda case: _timed(case, lambda_tau=value)
-    return lambda case: case.soft(**{setting: value})
+    settings: dict[str, Any] = {setting: value}
+    return lambda case: case.soft(**settings)
 
 
 def _timed(case: Case, **settings: Any) -> Tensor:

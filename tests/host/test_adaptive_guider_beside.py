@@ -150,14 +150,14 @@ def test_with_keep_source_the_rest_is_the_source(sd15):
 
 def test_under_proximal_guidance_what_is_not_followed_is_the_source(sd15):
     source = trajectory(sd15)
-    edit = along(guider(sd15, guide=None, trajectory=source), source)[0].clean
+    edit = along(guider(sd15, guide="", trajectory=source), source)[0].clean
     nothing = apply_proximal_guidance(sd15, source, Settings("none", strength=0))
-    assert difference(along(guider(nothing, guide=None, trajectory=source), source)[0].clean, edit) == 0.0
+    assert difference(along(guider(nothing, guide="", trajectory=source), source)[0].clean, edit) == 0.0
     dropped = apply_proximal_guidance(sd15, source, Settings(quantile=1.0, strength=1.0, start=0.0))
-    assert difference(along(guider(dropped, guide=None, trajectory=source), source)[0].clean, source.clean) == 0.0
+    assert difference(along(guider(dropped, guide="", trajectory=source), source)[0].clean, source.clean) == 0.0
     # pulled back a little, the edit comes nearer to the source, and stays another picture
-    some = along(guider(apply_proximal_guidance(sd15, source), guide=None, trajectory=source), source)[0].clean
-    assert 0.1 < difference(some, source.clean)
+    some = along(guider(apply_proximal_guidance(sd15, source), guide="", trajectory=source), source)[0].clean
+    assert difference(some, source.clean) > 0.1
     assert float((some - source.clean).square().mean()) < float((edit - source.clean).square().mean())
 
 
