@@ -55,12 +55,11 @@ class Case:
 
     @classmethod
     def of(cls, toy: Toy, source: Source) -> "Case":
-        """Word timings are read off the edit prompt's own picture of a pair, as published, and off real pictures."""
-        trajectory, alone = prompt_only(toy, source)
-        if source.negative is not None:
-            return cls(toy, source, toy.model, alone, timings_of(toy, source, trajectory, shows="edit"))
-        model = apply_proximal_guidance(toy.model, source.trajectory, Settings())
-        return cls(toy, source, model, alone, timings_of(toy, source, source.trajectory))
+        """With what the graphs give: word timings read off the source, and Proximal Guidance if that is real."""
+        model = toy.model
+        if source.negative is None:
+            model = apply_proximal_guidance(model, source.trajectory, Settings())
+        return cls(toy, source, model, prompt_only(toy, source)[1], timings_of(toy, source, source.trajectory))
 
     def soft(self, timings: WordTimings | None = None, **settings: Any) -> Tensor:
         """What the guider makes of it, with its defaults."""
@@ -151,7 +150,9 @@ def compare(toy: Toy, seeds: Sequence[int], kind: str, tau: float) -> dict[str, 
         "dps": weighted,
         "both": both,
     }
-    if kind == "real":
+    if kind == "pair":
+        ways["both_as_published"] = _read_off_the_edit
+    else:
         ways |= {f"{name}_plain": plain(way) for name, way in (("fwt", word_times), ("dps", weighted), ("both", both))}
     report, used = Report(), 0
     for case in cases(toy, seeds, kind):
@@ -165,6 +166,12 @@ def compare(toy: Toy, seeds: Sequence[int], kind: str, tau: float) -> dict[str, 
 def _from_caption(case: Case, model: Any = None) -> Tensor:
     """The edit prompt alone, with the caption that the picture was inverted with as the negative."""
     return prompt_only(case.toy, case.source, model, case.toy.condition(case.source.edit.caption))[1]
+
+
+def _read_off_the_edit(case: Case) -> Tensor:
+    """Word timings of the edit prompt's own picture, from the same noise: the article's way."""
+    trajectory, _ = prompt_only(case.toy, case.source)
+    return case.soft(timings_of(case.toy, case.source, trajectory, shows="edit"))
 
 
 OTHER_WAYS: dict[str, Edit] = {
@@ -301,6 +308,7 @@ _ROWS = {
     "fwt": "word timings alone",
     "dps": "spatial weights alone",
     "both": "**Adaptive Attention Guider**: both",
+    "both_as_published": "both, timings read off the edit prompt's own picture (the article)",
     "both_held": "both, hold 0.5",
     "both_from_empty": "both, without Proximal Guidance, negative: empty",
 }
