@@ -4,7 +4,7 @@
     python dev.py demo      remove an object from a picture in a real ComfyUI -> output/demo.png
     python dev.py test      lint, types and all tests; `test unit -k name` runs a part
     python dev.py serve     ComfyUI with the pack, for your browser; options go to its main.py
-    python dev.py bench     figures: bench model|inversion|removal|attention [--seeds A-B] [--json]
+    python dev.py bench     figures: bench model|inversion|removal|layers|masks|softedit|... [--seeds A-B] [--json]
     python dev.py train     make the toy model's weights from nothing
     python dev.py setup     only set up
 

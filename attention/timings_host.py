@@ -324,7 +324,7 @@ def _keywords(alignment: Alignment, names: str, looks: bool) -> tuple[int, ...]:
     if not alignment.new and not looks:
         raise ValueError(
             f"{WHO}: edit_text only leaves out {listing(alignment.left_out)}, no word is new; "
-            f"name in keywords what the edit is about, of {listing(words)}"
+            f"set shows to source, or name in keywords what the edit is about, of {listing(words)}"
         )
     return tuple(number for number, partner in enumerate(alignment.partners) if partner is None)
 

@@ -1,7 +1,6 @@
 """Example graphs of layered edits: each with the toy model, and with a checkpoint and pictures of one's own."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from draw_graphs import Drawing, Group, Info, Node, Port
@@ -17,10 +16,9 @@ from graphs_common import (
     saved,
     scaled_picture,
 )
+from layer_examples import EXAMPLES, PAINT, Example, Real
 
-PICTURE_REAL = """1. **Load Checkpoint:** choose an SDXL checkpoint. (SD 1.5 works too: then set *megapixels* to 0.25.)
-2. **Load Image:** choose your picture. Right-click it, *Open in MaskEditor*, paint over the object, and save.
-3. Press **Run**."""
+CHECKPOINT = "**Load Checkpoint:** choose an SDXL checkpoint. (SD 1.5 works too: then set *megapixels* to 0.25.)"
 
 LAYERS = """## Say what becomes of it
 
@@ -37,145 +35,6 @@ last steps are new.
 RESULT = """## The result
 
 Away from the old and new places **every pixel is as it was**."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A layer of an example: which object of the toy scene, and the widgets of its Add Layer."""
-
-    object: int
-    widgets: dict[str, Any]
-    occluder: int = 0  # another object that hides part of it
-    other_scene: dict[str, Any] | None = None  # a toy scene of its own
-
-
-@dataclass(frozen=True)
-class Example:
-    """A layered edit as two graphs."""
-
-    title: str
-    text: str
-    seed: int
-    objects: int
-    pieces: tuple[Piece, ...]
-    real_widgets: tuple[dict[str, Any], ...] = field(default=())  # of Add Layer in the real graph, when they differ
-    truth: str = ""  # the truth's moves of the first piece, where that is all
-    plan: str = ""  # an edit plan, typed
-
-
-EXAMPLES = {
-    "move_object": Example(
-        "move an object",
-        "The star goes to the right, and the place where it was is filled. *Truth* shows how the scene really looks "
-        "then.\n\n**Change:** *moves*, in *Add Layer* (and in *Toy Scene*, for the truth).",
-        21,
-        3,
-        (Piece(1, {"name": "star", "moves": "75, 13"}),),
-        ({"name": "object", "moves": "20%, 0"},),
-        truth="75, 13",
-    ),
-    "resize_and_flip": Example(
-        "resize and flip",
-        "One heart grows, another one is turned over: size, angle and side are widgets of *Add Layer*.",
-        31,
-        3,
-        (
-            Piece(2, {"name": "black heart", "scale_x": 1.35, "scale_y": 1.35}),
-            Piece(1, {"name": "purple heart", "flip": "vertical"}),
-        ),
-        ({"name": "larger", "scale_x": 1.3, "scale_y": 1.3}, {"name": "mirrored", "flip": "horizontal"}),
-    ),
-    "duplicate_object": Example(
-        "duplicate an object",
-        "*0, 0* among the moves keeps the original where it is; every other move is a copy.",
-        10,
-        3,
-        (Piece(1, {"name": "star", "moves": "0, 0; 62, 30; -10, 76"}),),
-        ({"name": "object", "moves": "0, 0; 25%, 0"},),
-    ),
-    "swap_objects": Example(
-        "swap two objects",
-        "Two layers, each with the other one's place for a move.",
-        15,
-        3,
-        (
-            Piece(1, {"name": "circle", "moves": "-61, -97"}),
-            Piece(2, {"name": "green T", "moves": "61, 97"}),
-        ),
-        ({"name": "left one", "moves": "40%, 0"}, {"name": "right one", "moves": "-40%, 0"}),
-    ),
-    "layered_poster": Example(
-        "several layers at once",
-        "One object is removed, one moved, one made smaller and one doubled, in a single run.",
-        36,
-        4,
-        (
-            Piece(3, {"name": "blue L", "remove": True}),
-            Piece(4, {"name": "sun", "moves": "36, 12"}),
-            Piece(2, {"name": "right ring", "scale_x": 0.7, "scale_y": 0.7}),
-            Piece(1, {"name": "left ring", "moves": "0, 0; 64, 14"}),
-        ),
-        (
-            {"name": "goes", "remove": True},
-            {"name": "moves", "moves": "15%, 0"},
-            {"name": "shrinks", "scale_x": 0.7, "scale_y": 0.7},
-            {"name": "doubles", "moves": "0, 0; 20%, 5%"},
-        ),
-    ),
-    "compose_pictures": Example(
-        "compose two pictures",
-        "A layer may come from another picture, of another size: it is fitted into this one, then moved and resized.",
-        29,
-        2,
-        (
-            Piece(
-                1,
-                {"name": "guest", "moves": "-20, 60", "scale_x": 0.9, "scale_y": 0.9},
-                other_scene={"seed": 13, "width": 320, "height": 256, "objects": 1},
-            ),
-        ),
-        ({"name": "guest", "moves": "10%, 0", "scale_x": 0.8, "scale_y": 0.8},),
-    ),
-    "occluded_object": Example(
-        "bring something out from behind",
-        "The ring comes out from behind the H. *occluder* says what hid part of it: that part is completed in "
-        "a second pass.",
-        1000108,
-        2,
-        (Piece(2, {"name": "ring", "moves": "-61, 29"}, occluder=1),),
-        ({"name": "hidden object", "moves": "-25%, 0"},),
-    ),
-    "retype_word": Example(
-        "set a letter anew",
-        "The T is removed, and an H from another picture is laid on in its place. With pictures of your own: paint "
-        "over a word, and load the new lettering on a transparent background.",
-        4,
-        3,
-        (
-            Piece(2, {"name": "old letter", "remove": True}),
-            Piece(
-                1,
-                {"name": "new letter", "moves": "11, 112"},
-                other_scene={"seed": 5, "width": 256, "height": 256, "objects": 2},
-            ),
-        ),
-        ({"name": "old word", "remove": True}, {"name": "new word", "moves": "0, 0"}),
-    ),
-    "plan_from_request": Example(
-        "a plan in words",
-        "A plan names layers and says what becomes of them: by hand, or by a language model from a request.",
-        38,
-        3,
-        (
-            Piece(1, {"name": "heart"}),
-            Piece(2, {"name": "triangle"}),
-            Piece(3, {"name": "cross"}),
-        ),
-        ({"name": "first"}, {"name": "second"}),
-        plan='{"layers": [\n  {"name": "heart", "move": [{"direction": "down", "ratio": 0.2}]},\n'
-        '  {"name": "triangle", "resize": {"height": 0.7, "width": 0.7}},\n  {"name": "cross", "remove": true}\n]}',
-    ),
-}
 
 
 def layered_edit(model: Port, vae: Port, text: Node, image: Port, layers: Port) -> Node:
@@ -310,12 +169,14 @@ def real_graph(name: str, example: Example) -> Callable[[Info], Drawing]:
         start_nodes: list[list[Node]] = [[checkpoint, loaded, picture]]
         layers: Node | None = None
         columns, masks = [], []
-        for number, (piece, widgets) in enumerate(zip(example.pieces, example.real_widgets, strict=False)):
+        for number, (piece, widgets) in enumerate(zip(example.pieces, example.real.widgets, strict=False)):
             ports: dict[str, Port] = {}
             if piece.other_scene is not None:
                 other = Node("LoadImage", "Another picture", height=360, inputs={"image": "example.png"})
                 start_nodes.append([other])
                 mask, ports["image"] = other[1], other[0]
+                if example.real.cut_out:  # Load Image masks what is transparent
+                    mask = Node("InvertMask", "What is not transparent", inputs={"mask": other[1]})
             elif number == 0:
                 mask = matched_mask(loaded[1], picture[0])
             else:
@@ -336,14 +197,21 @@ def real_graph(name: str, example: Example) -> Callable[[Info], Drawing]:
         assert layers is not None
         last, planned = planned_by_model(layers, picture[0]) if example.plan else (layers, [])
         after, _ = edit_groups(checkpoint[0], checkpoint[1], checkpoint[2], picture[0], last[0], planned, name, None)
-        start = f"# {example.title[0].upper()}{example.title[1:]}\n\n{PICTURE_REAL}\n\n{example.text}"
+        start = f"# {example.title[0].upper()}{example.title[1:]}\n\n{_steps(example.real)}\n\n{example.real.text}"
         groups = [
-            Group("1  Picture", BLUE, start, 360, start_nodes, width=340),
+            Group("1  Picture", BLUE, start, 360 + 60 * len(example.real.more), start_nodes, width=340),
             Group("2  Layers", GREEN, LAYERS, 170, [masks, *_in_columns(columns)] if masks else _in_columns(columns)),
         ]
         return Drawing(info, [*groups, *after])
 
     return draw
+
+
+def _steps(real: Real) -> str:
+    """What to do before the first run, numbered."""
+    picture = "**Load Image:** choose your picture." + (f" {PAINT.format(real.paint)}" if real.paint else "")
+    lines = [CHECKPOINT, picture, *real.more, "Press **Run**."]
+    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))
 
 
 def _in_columns(nodes: list[Node], rows: int = 2) -> list[list[Node]]:

@@ -21,6 +21,7 @@ from graphs_common import (
     saved,
     scaled_picture,
 )
+from graphs_layers import RESULT as LAYERED
 from graphs_removal import remove_object_groups
 
 PICTURE_TOY = "Press **Run**. No download is needed: **Toy Model** is a small model that knows only such scenes."
@@ -59,6 +60,11 @@ picture size as the first: an SDXL or an SD 1.5 inpainting checkpoint.
 RESULT = """## The result
 
 Only the masked area is taken. **Every pixel outside it is as it was.**"""
+
+NAMED_REAL = PICTURE_REAL.replace(
+    "Say in the texts what it shows, and what it should show.",
+    "Say in **Word Mask** what it shows (*text*), and what of it is to go (*words*).",
+)
 
 DECORATIONS = """# {title}
 
@@ -293,7 +299,7 @@ def remove_decorations(toy: bool):
         mask = grown_mask(found[0], 5 if toy else 20)
         shown = Node("MaskToImage", inputs={"mask": mask[0]})
         middle, result = remove_object_groups(model[0], model[1], model[2], picture[0], mask[0])
-        note = DECORATIONS.format(title=title, first=PICTURE_TOY if toy else PICTURE_REAL)
+        note = DECORATIONS.format(title=title, first=PICTURE_TOY if toy else NAMED_REAL)
         groups = [
             Group("1  Picture", BLUE, note, 330, [start], width=340),
             Group(
@@ -365,7 +371,7 @@ def points_to_layers(info: Info) -> Drawing:
             [[sam, found, preview("What was found", found[2])]], width=340,
         ),
         Group("3  Layer", PURPLE, "## Say what becomes of it", 60, [[layer, text, edit]], width=340),
-        Group("4  Result", GREY, RESULT, 130, [[saved(edit[0], "latent_layers/points")]], width=340),
+        Group("4  Result", GREY, LAYERED, 130, [[saved(edit[0], "latent_layers/points")]], width=340),
     ]  # fmt: skip
     return Drawing(info, groups)
 

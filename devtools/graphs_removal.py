@@ -64,7 +64,7 @@ Paint other objects into *ignore_mask* when they are copied into the hole."""
 
 SAMPLE = """## Draw it again
 
-From the noise back to a picture, now without the object.
+From the noise back to a picture, filled where the mask is.
 
 **Change:** nothing: *euler* follows the way back most closely."""
 

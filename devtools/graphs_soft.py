@@ -20,7 +20,7 @@ TEXTS = "the texts, in the same words where nothing changes; *lambda_sv* up when
 outlines."
 SHAPES = "*grow*: room for what comes; *hold* up (0.3) when too much moves; *lambda_sv* up when too little changes."
 REGION = "the mask; grey is edited in part. *mask_mode*: *replace* takes the mask alone."
-SWEEP = "*lambda_s* of the four guiders: 0 is the picture, 1 the whole edit."
+SWEEP = "*lambda_s* of the four guiders: 0 keeps the picture (SDXL: nearly), 1 is the whole edit."
 
 TIMES = """## When and where
 
@@ -110,7 +110,10 @@ def timed(example: Example, toy: bool, model: Node, picture: Node) -> tuple[list
     )  # fmt: skip
     table = Node("PreviewAny", "Table", 260, {"source": timings[1]})
     followed = Node(
-        "LatentLayersProximalGuidance", colour=KEY_NODE, inputs={"model": model[0], "trajectory": inverted[0]}
+        "LatentLayersProximalGuidance",
+        colour=KEY_NODE,
+        # in latent pixels: SDXL's pictures have twice as many to a side
+        inputs={"model": model[0], "trajectory": inverted[0], **({} if toy else {"dilation": 4})},
     )
     texts = [after] if toy else [said, after]
     groups = [
@@ -165,7 +168,7 @@ def soft_edit(example: Example, name: str, painted: bool = False):
                     "Only the masked area",
                     inputs={
                         "destination": picture[0], "source": result, "x": 0, "y": 0, "resize_source": False,
-                        "mask": masks[0][0],
+                        "mask": masks[3][0],  # grey has already been edited in part
                     },
                 )  # fmt: skip
                 nodes, result = [*nodes, pasted], pasted[0]

@@ -24,12 +24,16 @@ what was really changed and keeps every other pixel of the last turn, bit for bi
 
 **Change:** a turn's *moves*, *scale*, *rotation*, *flip*. Only that turn and those after it run again."""
 
+TURNED = """## The result
+
+What no turn really changed **is as it was in the first picture**, bit for bit."""
+
 BEST = """# {title}
 
 {first}
 
-Four seeds try the same edit. **Best Of** ranks them by how well they keep what was not meant to change; with *clip* \
-and *clip_vision* connected and a *text*, also by how well they show what the text says."""
+Four seeds try the same edit. **Best Of** ranks them by how well they keep what lies outside the mask; with *clip* and \
+*clip_vision* connected and a *text*, also by how well they show what the text says."""
 
 # What the toy graphs show.
 BEST_SEED, BEST_TEXT = 5, "a purple cross on a dotted background"
@@ -119,7 +123,7 @@ def try_me_ten_turns(info: Info) -> Drawing:
 def in_a_row(info: Info, note: str, start: list[Node], turns: list[Group], result: Port) -> Drawing:
     """A picture, its turns, and what they lead to."""
     first = Group("Picture", BLUE, note, 420, [start], width=340)
-    last = Group("Result", GREY, RESULT, 130, [[saved(result, "latent_layers/turns")]], width=340)
+    last = Group("Result", GREY, TURNED, 130, [[saved(result, "latent_layers/turns")]], width=340)
     return Drawing(info, [first, *turns, last])
 
 
@@ -143,31 +147,29 @@ def best_of_four(toy: bool):
             },
         )  # fmt: skip
         decoded = Node("VAEDecode", inputs={"samples": sampled[0], "vae": model[2]})
-        repeated = Node("RepeatImageBatch", inputs={"image": picture[0], "amount": 4})
-        pasted = Node(
-            "ImageCompositeMasked",
-            "Only the masked area",
-            inputs={
-                "destination": repeated[0], "source": decoded[0], "x": 0, "y": 0, "resize_source": False,
-                "mask": mask[0],
-            },
-        )  # fmt: skip
         best = Node(
             "LatentLayersBestOf",
             height=420,
             colour=KEY_NODE,
-            inputs={"candidates": pasted[0], "source": picture[0], "keep": 1},
+            inputs={"candidates": decoded[0], "source": picture[0], "keep": 1, "mask": mask[0]},
         )
+        pasted = Node(
+            "ImageCompositeMasked",
+            "Only the masked area",
+            inputs={
+                "destination": picture[0], "source": best[0], "x": 0, "y": 0, "resize_source": False, "mask": mask[0],
+            },
+        )  # fmt: skip
         ranking = Node("PreviewAny", "Ranking", 140, {"source": best[2]})
         note = BEST.format(title=title, first=PICTURE_TOY if toy else PAINTED_REAL)
         masks = [mask] if toy else [painted.node, mask]
         groups = [
             Group("1  Picture", BLUE, note, 330, [start], width=340),
             Group("2  Four tries", PURPLE, "## The same edit with four seeds", 60,
-                  [[*masks, empty, prompt, encoded, masked], [four, sampled, decoded, repeated, pasted]], width=340),
+                  [[*masks, empty, prompt, encoded, masked], [four, sampled, decoded]], width=340),
             Group("3  Choose", GREEN, "## All of them with their scores", 60,
                   [[best, ranking, preview("All", best[3])]], width=380),
-            Group("4  Result", GREY, RESULT, 130, [[saved(best[0], "latent_layers/best")]], width=340),
+            Group("4  Result", GREY, RESULT, 130, [[pasted, saved(pasted[0], "latent_layers/best")]], width=340),
         ]  # fmt: skip
         return Drawing(info, groups)
 

@@ -166,15 +166,20 @@ def checked(layer: Layer, source: Tensor, where: str) -> Layer:
         mask = as_mask(mask, name, field)
         if len(mask) != 1:
             raise ValueError(f"{name}: {field} has a batch of {len(mask)}; give each its own Add Layer")
+        _check_painted(mask, name, field)  # first: what nobody painted is 64 pixels square, whatever the picture
         check_aspect(mask, picture.shape[1:3], name, field, "picture's {} pixels")
         if mask.shape[1:] != picture.shape[1:3]:
             mask = F.interpolate(mask[None], size=picture.shape[1:3], mode="bilinear", antialias=True)[0].clamp(0, 1)
         if layer.image is None:
             mask = whole_cells(mask[..., None])[..., 0]
-        if not bool((mask > FAINT).any()):
-            raise ValueError(f"{name}: {field} is empty (all 0); paint it on the picture that the layer is from")
+        _check_painted(mask, name, field)
         masks[field] = mask
     return replace(layer, image=None if layer.image is None else picture, **masks)
+
+
+def _check_painted(mask: Tensor, name: str, field: str) -> None:
+    if not bool((mask > FAINT).any()):
+        raise ValueError(f"{name}: {field} is empty (all 0); paint it on the picture that the layer is from")
 
 
 def places_of(canvas: Tensor, layer: Layer, where: str) -> list[Placed]:

@@ -210,7 +210,7 @@ def encoder_of(state: Mapping[str, Any], where: str) -> str:
         )
     if weight.shape[0] not in ENCODERS:
         known = ", ".join(f"{width} ({name})" for width, name in ENCODERS.items())
-        raise ValueError(f"{where}: its image encoder is {weight.shape[0]} wide; known are {known}")
+        raise ValueError(f"{where}: its image encoder is {weight.shape[0]} wide; use one of {known}")
     return ENCODERS[weight.shape[0]]
 
 

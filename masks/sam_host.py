@@ -118,7 +118,7 @@ def load(name: str) -> "LoadedSam":
     except (AttributeError, RuntimeError) as error:
         raise ValueError(
             f"{where} is not a Segment Anything checkpoint of Meta's first release, but one like it "
-            f"(SAM-HQ, say): {_first_line(error, 2)}"
+            f"(SAM-HQ, say); use sam_vit_b, sam_vit_l or sam_vit_h: {_first_line(error, 2)}"
         ) from error
     return LoadedSam(sam.eval().requires_grad_(False), name)
 

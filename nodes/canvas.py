@@ -90,7 +90,7 @@ class PanAndZoom(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, image, shift_x, shift_y, zoom, center_x=0.5, center_y=0.5, fill="original") -> io.NodeOutput:
+    def execute(cls, image, shift_x, shift_y, zoom, center_x=0.5, center_y=0.5, fill="edge") -> io.NodeOutput:
         return io.NodeOutput(*pan_and_zoom(image, shift_x, shift_y, zoom, center_x, center_y, fill))
 
 

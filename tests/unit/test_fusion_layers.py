@@ -278,6 +278,7 @@ def test_nothing_is_filled_when_what_hid_the_layer_leaves_the_frame():
     [
         ({}, "no layer is removed, moved or changed; give one a move"),
         ({"mask": 0 * BOX}, "layer 'cup': mask is empty (all 0); paint it"),
+        ({"mask": torch.zeros(1, 64, 64)}, "layer 'cup': mask is empty (all 0); paint it"),  # Load Image's, unpainted
         ({"occluder": 0 * BOX}, "layer 'cup': occluder is empty (all 0)"),
         ({"mask": torch.ones(1, WIDTH, HEIGHT)}, "layer 'cup': mask is 96x128, another shape"),
         ({"occluder": torch.ones(1, 96, 96)}, "layer 'cup': occluder is 96x96, another shape"),

@@ -215,7 +215,7 @@ def test_the_encoder_is_told_by_its_width(width, name):
         (["something"], "is not a Segment Anything checkpoint"),
         (
             {"image_encoder.patch_embed.proj.weight": torch.zeros(384, 3, 1, 1)},
-            r": its image encoder is 384 wide; known are 768 \(vit_b\), 1024 \(vit_l\), 1280 \(vit_h\)",
+            r": its image encoder is 384 wide; use one of 768 \(vit_b\), 1024 \(vit_l\), 1280 \(vit_h\)",
         ),
     ],
 )
