@@ -45,6 +45,7 @@ SPATIAL = ("fixed", "moving")
 FREE_FROM = 0.25  # weight from which self-attention is the edit's own
 
 BlockKey = tuple[str, int, int]
+QKV = tuple[Tensor, Tensor, Tensor]
 
 
 def token_maps(q: Tensor, k: Tensor, heads: int, tokens: int, context: int) -> Tensor:
@@ -223,6 +224,7 @@ class _Layout:
     height: int
     width: int
     context: int  # tokens as the host hands them in
+    batch: int
 
 
 class AttentionPass:
@@ -238,12 +240,11 @@ class AttentionPass:
         self.run, self.rows = run, rows
         self._next: _Layout | None = None
 
-    def mark(self, q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    def mark(self, q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> QKV:
         """The `attn2_patch` point, the first of its patches: hidden states and context, handed on as they are."""
-        height, width = extra["activations_shape"][-2:]
-        self._next = None
+        height, width, self._next = *extra["activations_shape"][-2:], None
         if k is not None:
-            self._next = _Layout(_key(extra), height, width, k.shape[1])
+            self._next = _Layout(_key(extra), height, width, k.shape[1], len(q))
             if q.shape[1] != height * width:
                 raise ValueError(
                     f"{WHO}: another patch has left {q.shape[1]} queries of a grid of {width}x{height} in block "
@@ -259,15 +260,13 @@ class AttentionPass:
         if layout is None:
             return out
         q, k, v = args[:3]
-        return self._attended(layout, q, k, v, args[3] if len(args) > 3 else kwargs["heads"], out)
+        return self._mixed(layout, q, k, v, args[3] if len(args) > 3 else kwargs["heads"], out)
 
-    def replaced(
-        self, replacement: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]
-    ) -> Tensor:
+    def replaced(self, other: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
         """The `attn2` replacement of another pack, which calls the attention itself, or several."""
         layout, self._next = self._next, None
-        out = replacement(q, k, v, extra)
-        return out if layout is None else self._attended(layout, q, k, v, extra["n_heads"], out)
+        out = other(q, k, v, extra)
+        return out if layout is None else self._mixed(layout, q, k, v, extra["n_heads"], out)
 
     def forget(self, out: Tensor, extra: dict[str, Any]) -> Tensor:
         """The `attn2_output_patch` point: this block's cross-attention is over."""
@@ -278,12 +277,20 @@ class AttentionPass:
             )
         return out
 
-    def self_mark(self, q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    def self_mark(self, q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> QKV:
         """The `attn1_patch` point, the first of its patches: hidden states (B, N, C) for q, k and v."""
         if _key(extra) in self.run.hold_blocks:
             height, width = extra["activations_shape"][-2:]
             return self._self_hidden(_key(extra), height, width, q, k, v)
         return q, k, v
+
+    def _mixed(self, layout: _Layout, q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor) -> Tensor:
+        if len(q) != layout.batch:
+            raise ValueError(
+                f"{WHO}: another patch has made {len(q)} pictures of {layout.batch} in the cross-attention of block "
+                f"{layout.block}, so it is unknown which is whose; take that patch (regional prompts) off this model"
+            )
+        return self._attended(layout, q, k, v, heads, out)
 
     def _hidden(self, layout: _Layout, hidden: Tensor) -> None:
         raise NotImplementedError
@@ -291,9 +298,7 @@ class AttentionPass:
     def _attended(self, layout: _Layout, q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _self_hidden(
-        self, block: BlockKey, height: int, width: int, q: Tensor, k: Tensor, v: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _self_hidden(self, block: BlockKey, height: int, width: int, q: Tensor, k: Tensor, v: Tensor) -> QKV:
         raise NotImplementedError
 
 
@@ -324,9 +329,7 @@ class SourcePass(AttentionPass):
             )
         return out
 
-    def _self_hidden(
-        self, block: BlockKey, height: int, width: int, q: Tensor, k: Tensor, v: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _self_hidden(self, block: BlockKey, height: int, width: int, q: Tensor, k: Tensor, v: Tensor) -> QKV:
         if block not in self.run.kept_hidden:
             self.run.kept_hidden[block] = self._own(q)
         return q, k, v
@@ -379,9 +382,7 @@ class EditPass(AttentionPass):
         source = token_maps(kept.q.to(q), kept.k.to(q), heads, theirs, kept.context).index_select(3, held.source)
         return held_change(maps, source, v.index_select(1, held.edit))
 
-    def _self_hidden(
-        self, block: BlockKey, height: int, width: int, q: Tensor, k: Tensor, v: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _self_hidden(self, block: BlockKey, height: int, width: int, q: Tensor, k: Tensor, v: Tensor) -> QKV:
         kept, weight = self.run.kept_hidden.get(block), self.run.weight
         layout, values = q.clone(), v if weight.is_one else v.clone()
         for rows in self.rows:

@@ -7,6 +7,7 @@ two ordinary evaluations. In the UNet calls of the first, attention leaves what 
 takes (`attention.adaptive`). Three pictures go through the UNet at each step, two at CFG 1.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +19,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..inversion.host import model_family
+from ..inversion.host import model_family, pins
+from ..inversion.proximal_host import KEY as PROXIMAL
 from ..inversion.reading import SourceLatents
 from ..inversion.trajectory import Trajectory
 from ..masks.grid import as_mask, check_aspect, check_batch
@@ -56,12 +58,13 @@ class AdaptiveAttentionGuider(comfy.samplers.CFGGuider):
         timings: WordTimings,
         weight: Callable[[], SpatialWeight],
         mask: Tensor | None,
+        mask_mode: str,
         trajectory: Trajectory | None,
         hold: float,
         pair: bool,
     ) -> None:
         super().__init__(model)
-        self.timings, self.weight, self.mask = timings, weight, mask
+        self.timings, self.weight, self.mask, self.mask_mode = timings, weight, mask, mask_mode
         self.trajectory, self.hold, self.pair = trajectory, hold, pair
         self._run: AdaptiveRun | None = None
         self._source: SourceLatents | None = None
@@ -84,7 +87,7 @@ class AdaptiveAttentionGuider(comfy.samplers.CFGGuider):
         """
         if sigmas.shape[-1] == 0:
             return latent_image
-        self._check(noise, sigmas)
+        self._check(noise, sampler, sigmas)
         if self.trajectory is None:
             # The host itself repeats a noise mask to the batch.
             noise, latent_image = torch.cat([noise, noise]), torch.cat([latent_image, latent_image])
@@ -92,14 +95,31 @@ class AdaptiveAttentionGuider(comfy.samplers.CFGGuider):
         samples = super().sample(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
         return samples if self.trajectory is not None or self.pair else samples.chunk(2)[1]
 
-    def _check(self, noise: Tensor, sigmas: Tensor) -> None:
+    def _check(self, noise: Tensor, sampler: Any, sigmas: Tensor) -> None:
         """Before the model is loaded: does everything fit together? Raises ValueError where not."""
         if noise.is_nested or noise.ndim != 4:
             raise ValueError(f"{WHO}: the latent is not a batch of pictures; video cannot be edited")
         if self.mask is not None:
             check_batch(self.mask, noise.shape[0], WHO)
             check_aspect(self.mask, noise.shape, WHO)
+        if self.mask is None or self.mask_mode == "multiply":
+            check_aspect(self.timings.saliency[None], noise.shape, WHO, "the map of timings")
+            if len(noise) > 1:
+                logging.warning(
+                    "Latent Layers %s: the map of timings, of one picture, says where all %d are edited; where they "
+                    "differ, edit one at a time, or give a mask for each with mask_mode replace", WHO, len(noise),
+                )  # fmt: skip
         if self.trajectory is None:
+            if "cfg_pp" in getattr(getattr(sampler, "sampler_function", None), "__name__", ""):
+                raise ValueError(
+                    f"{WHO}: samplers with cfg_pp in their name keep the guidance of one picture, and a generated "
+                    "source and its edit are two; choose another (euler, dpmpp_2m), or give a trajectory"
+                )
+            if self.model_patcher.get_wrappers(WrappersMP.OUTER_SAMPLE, PROXIMAL):
+                raise ValueError(
+                    f"{WHO}: the model has Proximal Guidance, which draws back to a picture of your own; connect its "
+                    "trajectory here too, or take it off the model"
+                )
             return
         self.trajectory.check_size(noise.shape, f"{WHO}: trajectory")
         self.trajectory.check_reaches([sigma for sigma in sigmas.tolist() if sigma > 0], WHO, "")
@@ -117,7 +137,7 @@ class AdaptiveAttentionGuider(comfy.samplers.CFGGuider):
             if self.trajectory is None:
                 self._pictures = len(noise) // 2
             else:
-                self._source = SourceLatents(self.trajectory, sigmas.tolist(), noise)
+                self._source = SourceLatents(self.trajectory, sigmas.tolist(), noise, pins())
                 self._pictures = len(noise)
             return super().inner_sample(noise, latent_image, device, sampler, sigmas, *args, **kwargs)
         finally:
@@ -314,7 +334,7 @@ def adaptive_guider(
         if not bool(mask.any()):
             raise ValueError(f"{WHO}: mask is empty (all 0); paint the area to edit")
     weight = partial(SpatialWeight, timings, lambda_s, lambda_sv, mask, mask_mode, spatial)
-    guider: Any = AdaptiveAttentionGuider(model, timings, weight, mask, trajectory, hold, pair)
+    guider: Any = AdaptiveAttentionGuider(model, timings, weight, mask, mask_mode, trajectory, hold, pair)
     guider.inner_set_conds({"positive": edit, "source": source})
     if negative is not None or trajectory is not None:
         guider.inner_set_conds({"negative": source if negative is None else negative})
@@ -346,7 +366,9 @@ def _width(model: ModelPatcher, block: BlockKey) -> int:
 def _check_prompt(conditioning: list, tokens: int, name: str) -> None:
     if not conditioning:
         raise ValueError(f"{WHO}: {name} is empty; connect CLIP Text Encode with the {name} prompt")
-    if len(conditioning) > 1 and any("start_percent" not in options for _, options in conditioning):
+    # ranges of time are one prompt still: of the conditioning, or of hooks on CLIP
+    ranges = {"start_percent", "clip_start_percent"}
+    if len(conditioning) > 1 and any(ranges.isdisjoint(options) for _, options in conditioning):
         raise ValueError(
             f"{WHO}: {name} combines {len(conditioning)} prompts, but words are matched in one; "
             "connect CLIP Text Encode"

@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
+from ..inversion.host import pins
 from ..inversion.trajectory import Trajectory
 from ..masks.grid import Window, as_mask, check_aspect, check_batch, check_painted, union
 from .blocks import Block, select
@@ -291,7 +292,7 @@ def apply_keep_source(
     check_aspect(edited, trajectory.shape, KEEP_SOURCE)
     check_batch(edited, max(len(edited), trajectory.batch), KEEP_SOURCE)
     patched = model.clone()
-    keep = KeepSource(trajectory, edited, start, end)
+    keep = KeepSource(trajectory, edited, start, end, pins())
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEEP_SOURCE_KEY, keep.outer_sample)
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEEP_SOURCE_KEY, keep.sampler_sample)
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEEP_SOURCE_KEY, keep.predict_noise)

@@ -62,13 +62,19 @@ class KeepSourceRun:
     """One sampling run: masks, and the source's latents where x is."""
 
     def __init__(
-        self, trajectory: Trajectory, mask: Tensor, schedule: list[float], acting: list[float], like: Tensor
+        self,
+        trajectory: Trajectory,
+        mask: Tensor,
+        schedule: list[float],
+        acting: list[float],
+        like: Tensor,
+        pinned: bool = True,
     ) -> None:
         """mask: (B or 1, H, W) on the latent grid; schedule: descending sigmas; like: gives device and dtype.
 
-        `acting` are the schedule's sigmas at which the source is kept.
+        `acting` are the schedule's sigmas at which the source is kept; `pinned` is that of `SourceLatents`.
         """
-        self.source = SourceLatents(trajectory, schedule, like)
+        self.source = SourceLatents(trajectory, schedule, like, pinned)
         self._acting = acting
         self._soft = bool(((mask > 0) & (mask < 1)).any())
         self._mask = mask.unsqueeze(1).to(like.device, like.dtype)
@@ -114,8 +120,12 @@ class KeepSource:
     run's own options, so that an interrupted run leaves nothing behind.
     """
 
-    def __init__(self, trajectory: Trajectory, mask: Tensor, start: float, end: float) -> None:
-        """mask: (B, H, W) float32 at image size, 1 = edit here; start, end in percent of the schedule."""
+    def __init__(self, trajectory: Trajectory, mask: Tensor, start: float, end: float, pinned: bool) -> None:
+        """mask: (B, H, W) float32 at image size, 1 = edit here; start, end in percent of the schedule.
+
+        pinned  the source may be copied to a GPU through page-locked memory
+        """
+        self.pinned = pinned
         self.trajectory = trajectory
         self.mask = mask
         self.range = PercentRange(start, end)
@@ -159,7 +169,7 @@ class KeepSource:
         sampling = guider.inner_model.model_sampling
         mask = cover(self.mask, noise.shape[-2], noise.shape[-1])
         acting = [sigma for sigma in schedule if self.range.contains(sampling, sigma)]
-        run = KeepSourceRun(self.trajectory, mask, schedule, acting, noise)
+        run = KeepSourceRun(self.trajectory, mask, schedule, acting, noise, self.pinned)
         extra_args["model_options"]["transformer_options"][self._run_key] = run
         samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         if self.range.contains(sampling, schedule[-1]):

@@ -12,7 +12,8 @@ one whose map is the clearest leads, and those that look where it looks join in.
 
 Their map itself counts as well. One embedding stands for one look, and a striped background has
 two: S_V is then the larger of equation 9 and the words' map, scaled to [0, 1]. And what comes may
-be larger than what goes: the place is grown.
+be larger than what goes: the place is grown. Words that are added elsewhere in the text are looked for
+by their own phrase: *a wooden chair* by the chair.
 """
 
 import itertools
@@ -203,7 +204,9 @@ def word_timings(
     if clip is None:
         raise ValueError(f"{WHO}: clip is empty; this checkpoint has no text encoder, load one with Load CLIP")
     alignment = align(_read(clip, source_text, "source_text"), _read(clip, edit_text, "edit_text"), WHO)
-    gone = gone_and_added(alignment.edit, alignment.source)[0] if shows == "source" and not keywords.strip() else ()
+    gone, added = (), ()
+    if shows == "source" and not keywords.strip():
+        gone, added = gone_and_added(alignment.edit, alignment.source)
     numbers, named = _keywords(alignment, keywords, bool(gone)), bool(keywords.strip())
     read_table(taus, listing(alignment.edit.words).split(", "), f"{WHO}: taus")  # before the work, if it is wrong
     level = _level(model, trajectory, percent)
@@ -216,7 +219,7 @@ def word_timings(
         evaluations += more
 
     block = _last_up(blocks).key
-    found = _read_off(reading, source, alignment, numbers, gone, named, block, lambda_tau, alpha_m, correlation)
+    found = _read_off(reading, source, alignment, numbers, gone, added, named, block, lambda_tau, alpha_m, correlation)
     timings = found.timings.with_table(taus, f"{WHO}: taus")
     if shows == "source":
         timings = replace(timings, saliency=dilate(timings.saliency[None], grow)[0])
@@ -249,6 +252,7 @@ def _read_off(
     alignment: Alignment,
     numbers: tuple[int, ...],
     gone: tuple[int, ...],
+    added: tuple[int, ...],
     named: bool,
     block: tuple[str, int, int],
     lambda_tau: float,
@@ -259,6 +263,7 @@ def _read_off(
 
     numbers  keywords of the edit prompt, `named` by the user or not
     gone     words of the source's prompt to look for, where `source` has been evaluated
+    added    words of the edit prompt that stand for none of these: besides, where they are looked for
     """
     words = alignment.edit.words
     names = listing(words).split(", ")
@@ -277,6 +282,10 @@ def _read_off(
         keyword = keyword_embedding(word_embeddings(theirs, values[0], alpha_m, centre), asked)
         place = min_max(theirs[list(asked)].mean(0))
         looked_for = [listing(alignment.source.words).split(", ")[number] for number in asked]
+        if added:
+            joined = seen_words(alignment.edit, added, maps)
+            place = torch.maximum(place, min_max(maps[list(joined)].mean(0)))
+            looked_for += [names[number] for number in joined if names[number] not in looked_for]
     alike = similarities(embeddings, keyword)
     taus = tau_of(alike, numbers, lambda_tau)
     timings = tuple(Timing(*row) for row in zip(names, alike.tolist(), taus.tolist(), strict=True))

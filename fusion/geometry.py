@@ -72,15 +72,23 @@ class Affine:
         return points @ self.linear.T + self.offset
 
 
+def fit_into(size: Sequence[int], canvas: Sequence[int]) -> tuple[float, np.ndarray]:
+    """Factor, and margin (right, down) in pixels, that bring a picture (height, width) into a canvas.
+
+    It is centred there, its aspect kept.
+    """
+    height, width = size
+    fit = min(canvas[0] / height, canvas[1] / width)
+    return fit, np.array([(canvas[1] - fit * width) / 2, (canvas[0] - fit * height) / 2])
+
+
 def layer_affine(layer: Layer, canvas: Sequence[int], move: Move = (0.0, 0.0)) -> Affine:
     """The map of a layer's pixels to the canvas, about the centroid of its mask.
 
     Flips come first, then scale, rotation, and the move. A layer of a picture of another
     size is first fitted into the canvas (height, width), centred, its aspect kept.
     """
-    height, width = layer.mask.shape[-2:]
-    fit = min(canvas[0] / height, canvas[1] / width)
-    margin = np.array([(canvas[1] - fit * width) / 2, (canvas[0] - fit * height) / 2])
+    fit, margin = fit_into(layer.mask.shape[-2:], canvas)
     c, s = math.cos(math.radians(layer.rotation)), math.sin(math.radians(layer.rotation))
     sides = [layer.scale_x * (-1) ** layer.flip_x, layer.scale_y * (-1) ** layer.flip_y]
     linear = np.array([[c, -s], [s, c]]) @ np.diag(sides) * fit
@@ -150,8 +158,8 @@ def transform_layer(source: Tensor, layer: Layer, move: Move = (0.0, 0.0), cell:
         there = Affine(affine.linear, affine.offset - (columns.start, rows.start))
         clean = clean_rim(picture[0], layer.mask[0])
         pixels = warp(clean, there, rows.stop - rows.start, columns.stop - columns.start, order=3).clamp(0, 1)
-        box = placed[0, rows, columns]
-        box.copy_(torch.lerp(box, pixels, mask[0, rows, columns].unsqueeze(-1)))
+        box = placed[:, rows, columns]
+        box.copy_(torch.lerp(box, pixels.expand_as(box), mask[:, rows, columns].unsqueeze(-1)))
     return Placement(placed, mask, hidden, (cells[0] - aside[0], cells[1] - aside[1]))
 
 
@@ -163,6 +171,7 @@ def _extent(line: Tensor, more: int = 0) -> slice:
 
 def lay_on(canvas: Tensor, placement: Placement, moves: Sequence[Cells], cell: int = CELL) -> Tensor:
     """A picture (1, H, W, 3) with a transformed layer laid on it in pixels, at every place."""
+    canvas = canvas.to(placement.picture)  # of the fill, as the VAE hands it out
     layer = clean_rim(placement.picture[0], placement.mask[0]).movedim(2, 0)
     for right, down in moves:
         alpha = shifted(placement.mask, right * cell, down * cell)

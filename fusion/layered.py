@@ -117,12 +117,18 @@ def lay_out(source: Tensor, layers: Sequence[Layer], dilation: float = DILATION,
     prepared = tuple(checked(layer, source, where) for layer in in_order(layers))
     holes = [_left_behind(layer, dilation) for layer in prepared if layer.image is None and not layer.stays]
     hole = torch.stack(holes).amax(0) if holes else None
+    if hole is not None and not bool(hole.any()):
+        hole = None  # occluders lie over all that is left behind
     placed = tuple(part for layer in prepared for part in places_of(canvas, layer, where))
     occluded = _occluded(placed, hole)
     completed = None if occluded is None else _grown(occluded, dilation)
     # what stays where it is changes nothing, but is laid over what now lies behind it
     changed = [_grown(moved_mask(part.on_canvas.mask, part.changes), dilation) for part in placed if part.changes]
     areas = [area for area in (hole, completed, *changed) if area is not None]
+    if not areas and holes:
+        raise ValueError(
+            f"{where}: occluder covers all that a layer would leave behind; paint only what lies before it"
+        )
     if not areas:
         raise ValueError(
             f"{where}: no layer is removed, moved or changed; give one a move, a scale, a rotation or a flip"
@@ -140,13 +146,22 @@ def with_detail(decoded: Tensor, laid: Tensor, round_trip: Tensor) -> Tensor:
     that the model began with, and that picture once through the autoencoder. Where the model
     has changed nothing the result is the picture itself, to the last bit.
     """
+    decoded, laid, round_trip = (_plain(picture) for picture in (decoded, laid, round_trip))
     return (laid + (decoded - round_trip)).clamp(0, 1)
 
 
 def whole_cells(picture: Tensor) -> Tensor:
-    """An IMAGE (B, H, W, C) as RGB without the pixels, right and below, that make no whole latent cell."""
+    """An IMAGE (B, H, W, C) as RGB without the pixels, right and below, that make no whole latent cell.
+
+    float32 on the CPU, where layers are laid out, also where the host keeps pictures elsewhere
+    (--gpu-only, --fp16-intermediates).
+    """
     height, width = (side - side % CELL for side in picture.shape[1:3])
-    return picture[:, :height, :width, :3]
+    return _plain(picture[:, :height, :width, :3])
+
+
+def _plain(picture: Tensor) -> Tensor:
+    return picture.to("cpu", torch.float32)
 
 
 def checked(layer: Layer, source: Tensor, where: str) -> Layer:
@@ -156,7 +171,7 @@ def checked(layer: Layer, source: Tensor, where: str) -> Layer:
         value = getattr(layer, field)
         if not SMALLEST_SCALE <= value <= LARGEST_SCALE:
             raise ValueError(f"{name}: {field} is {value:g}; it must be {SMALLEST_SCALE:g} to {LARGEST_SCALE:g}")
-    picture = source if layer.image is None else layer.image[..., :3].float()
+    picture = source if layer.image is None else _plain(layer.image[..., :3])
     if len(picture) != 1:
         raise ValueError(f"{name}: its image has a batch of {len(picture)}; choose one with Get Image from Batch")
     masks = {}

@@ -33,7 +33,10 @@ class Memory:
 
     def put(self, key: str, objects: Sequence[Any], result: Any) -> None:
         """Keep a result, and let go of the oldest one when there are too many."""
-        self._results[key] = ([_reference(one) for one in objects], result)
+        entry: tuple[list[Callable[[], Any]], Any] = ([], result)
+        for one in objects:
+            entry[0].append(_reference(one, lambda _, key=key, entry=entry: self._forget(key, entry)))
+        self._results[key] = entry
         self._results.move_to_end(key)
         while len(self._results) > self._kept:
             self._results.popitem(last=False)
@@ -42,10 +45,15 @@ class Memory:
         """Let go of everything."""
         self._results.clear()
 
+    def _forget(self, key: str, entry: Any) -> None:
+        """One of its objects is gone: nobody can ask for it again."""
+        if self._results.get(key) is entry:
+            del self._results[key]
 
-def _reference(one: Any) -> Callable[[], Any]:
+
+def _reference(one: Any, gone: Callable[[Any], None]) -> Callable[[], Any]:
     """A way to the object that does not keep a model alive; lists (conditionings) are small and are kept."""
     try:
-        return weakref.ref(one)
+        return weakref.ref(one, gone)
     except TypeError:
         return lambda: one

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .geometry import fit_into
 from .layers import LARGEST_SCALE, SMALLEST_SCALE, Layer, in_order, painted_box
 from .plan import DIRECTIONS, FLIPS, LARGEST_ANGLE, canvas_size, layer_names
 
@@ -127,13 +128,14 @@ def _layer_line(layer: Layer, canvas: tuple[int, int]) -> str:
     if box is None:
         raise ValueError(f"{_NODE}: the mask of layer {layer.name!r} is empty; paint it, or leave the layer out")
     rows, columns = layer.mask.shape[-2:]
-    width, height = canvas if layer.image is None else (layer.image.shape[2], layer.image.shape[1])
-    left, right = (round(x * width / columns) for x in box[::2])  # a mask may be coarser than its picture
-    top, bottom = (round(y * height / rows) for y in box[1::2])
-    line = _line(layer.name, (left, top, right, bottom))
+    across, down, margin = canvas[0] / columns, canvas[1] / rows, (0.0, 0.0)  # a mask may be coarser than its picture
     if layer.image is not None:
-        line += f", of another picture of {width} x {height} pixels: it comes to the same pixels here, then moves"
-    return line
+        across, margin = fit_into((rows, columns), canvas[::-1])
+        down = across
+    left, right = (round(x * across + margin[0]) for x in box[::2])
+    top, bottom = (round(y * down + margin[1]) for y in box[1::2])
+    line = _line(layer.name, (left, top, right, bottom))
+    return line if layer.image is None else f"{line}, of another picture, where it is put before its move"
 
 
 def _line(name: str, box: tuple[int, int, int, int]) -> str:

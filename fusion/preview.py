@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..masks.grid import dilate
+from .geometry import fit_into
 from .layers import Layer, in_order, painted_box
 
 WHO = "Layout preview"
@@ -33,7 +34,7 @@ def layout_preview(source: Tensor, layers: Sequence[Layer]) -> Tensor:
     out when the layer is removed. Where it goes, once per move: its pixels, a solid box that is
     turned and scaled with it, and an arrow from the old centroid to the new one. Labels give
     the place in the stack, 1 at the back, and the name. A layer of another picture has no old
-    place here; its mask's frame is fitted on the canvas.
+    place here; it is fitted into the canvas, centred.
 
     Args:
         source: IMAGE (1, H, W, 3) in [0, 1], the canvas.
@@ -89,10 +90,13 @@ class _Plan:
         self.here = layer.image is None  # whether it is cut from the source
         self.picture = source if layer.image is None else _picture(layer.image)
         self.mask = _grey(layer.mask[0].detach().cpu().float().clamp(0, 1))
-        self.fit = np.array(source.size) / self.mask.size
+        # a mask of the source may be coarser than it; a picture of its own is fitted in, its aspect kept
+        self.fit, self.margin = np.array(source.size) / self.mask.size, np.zeros(2)
+        if not self.here:
+            self.fit, self.margin = fit_into(self.mask.size[::-1], source.size[::-1])
         self.box = box
-        self.corners = np.array([box[:2], (box[2], box[1]), box[2:], (box[0], box[3])]) * self.fit
-        self.centroid = _centroid(self.mask) * self.fit
+        self.corners = np.array([box[:2], (box[2], box[1]), box[2:], (box[0], box[3])]) * self.fit + self.margin
+        self.centroid = _centroid(self.mask) * self.fit + self.margin
         self.places = [_Place(layer, self.centroid, move) for move in layer.moves]
 
     def paste_on(self, canvas: Image.Image) -> None:
@@ -118,7 +122,8 @@ class _Plan:
                 continue
             # from the spot's pixels back to those of the piece
             back = np.linalg.inv(place.matrix * (self.fit * step))
-            offset = back @ (np.array(spot[:2]) - place.offset) - np.array(near[:2]) / step
+            origin = place.offset + place.matrix @ self.margin
+            offset = back @ (np.array(spot[:2]) - origin) - np.array(near[:2]) / step
             affine = (*back[0], offset[0], *back[1], offset[1])
             size = (spot[2] - spot[0], spot[3] - spot[1])
             shown = piece.transform(size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)

@@ -57,6 +57,11 @@ def _latent_format(model: comfy.model_patcher.ModelPatcher) -> Any:
     return model.get_model_object("latent_format")
 
 
+def pins() -> bool:
+    """Whether the user lets copies to and from a GPU go through page-locked memory."""
+    return not comfy.cli_args.args.disable_pinned_memory
+
+
 class _Tape:
     """Records (σ, x) during a run, without making the device wait for the copies."""
 
@@ -67,7 +72,7 @@ class _Tape:
     def record(self, sigma: Tensor, x: Tensor) -> None:
         """Receives σ (one element, or one per image, all equal) and x (B, C, H, W)."""
         # Page-locked memory lets the copy run beside the next evaluation.
-        pinned = x.device.type == "cuda" and not comfy.cli_args.args.disable_pinned_memory
+        pinned = x.device.type == "cuda" and pins()
         latent = torch.empty(x.shape, dtype=torch.float32, pin_memory=pinned)
         latent.copy_(x, non_blocking=pinned)
         self._latents.append(latent)

@@ -7,6 +7,8 @@ which a model has only one, is left free.
 
 Reconstruction pulls the sampler's own x in place, before the next evaluation sees it and once
 more on what the sampler returns: for euler that is the state after each step, as published.
+UniPC hands over a copy, scaled, and measures the prediction against it; there the evaluation alone
+sees what is pulled.
 """
 
 from collections.abc import Callable
@@ -18,13 +20,14 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ..attention.schedule import PercentRange
-from .host import model_family
+from .host import model_family, pins
 from .proximal import check_settings, edited_region, magnitude_quantile, proximal, reconstruct
 from .reading import SourceLatents
 from .trajectory import Trajectory
 
 WHO = "Proximal Guidance"
 KEY = "latent_layers_proximal_guidance"
+_COPIES = ("sample_unipc", "sample_unipc_bh2")  # samplers whose evaluations are not given their own x
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,9 @@ class Settings:
 class ProximalRun:
     """What belongs to one sampling run: the area of the last evaluation, and the source on the device."""
 
-    def __init__(self, trajectory: Trajectory, schedule: list[float], like: Tensor) -> None:
-        self.source = SourceLatents(trajectory, schedule, like)
+    def __init__(self, trajectory: Trajectory, schedule: list[float], like: Tensor, sampler: Any) -> None:
+        self.source = SourceLatents(trajectory, schedule, like, pins())
+        self.in_place = getattr(getattr(sampler, "sampler_function", None), "__name__", "") not in _COPIES
         self.edited: Tensor | None = None  # M_edit, (B, C, H, W)
 
     def pull(self, x: Tensor, sigma: float, strength: float) -> Tensor:
@@ -114,7 +118,7 @@ class ProximalGuidance:
     ) -> Tensor:  # fmt: skip
         """Around the sampler: prepare the run, and pull what is returned as every step's result is."""
         schedule = sigmas.tolist()  # read before: uni_pc writes into the schedule that it is given
-        run = ProximalRun(self.trajectory, schedule, noise)
+        run = ProximalRun(self.trajectory, schedule, noise, executor.class_obj)
         extra_args["model_options"]["transformer_options"][self._run_key] = run
         samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         return run.pull(samples.clone(), schedule[-1], self.settings.strength)
@@ -128,7 +132,7 @@ class ProximalGuidance:
         if run is None:
             return executor(x, timestep, model_options, *args, **kwargs)
         sigma = float(timestep.flatten()[0])
-        run.pull(x, sigma, self.settings.strength)
+        x = run.pull(x if run.in_place else x.clone(), sigma, self.settings.strength)
         run.edited = None  # no area where this evaluation has no guidance
         denoised = executor(x, timestep, model_options, *args, **kwargs)
         run.prefetch_after(sigma)

@@ -14,8 +14,12 @@ class SourceLatents:
     copy runs beside the computation.
     """
 
-    def __init__(self, trajectory: Trajectory, schedule: Sequence[float], like: Tensor) -> None:
-        """schedule: the run's descending σs; like: gives device and dtype."""
+    def __init__(self, trajectory: Trajectory, schedule: Sequence[float], like: Tensor, pinned: bool) -> None:
+        """schedule: the run's descending σs; like: gives device and dtype.
+
+        pinned: latents go to a GPU through page-locked memory.
+        """
+        self._pinned = pinned and like.device.type == "cuda"
         self._trajectory, self._schedule = trajectory, schedule
         self._device, self._dtype = like.device, like.dtype
         self._highest, self.lowest = float(trajectory.sigmas[0]), float(trajectory.sigmas[-1])
@@ -36,6 +40,6 @@ class SourceLatents:
     def _fetch(self, sigma: float) -> Tensor:
         # solvers that compute σs by logarithms, or add churn, land a little outside
         latent = self._trajectory.at(max(min(sigma, self._highest), self.lowest))
-        if self._device.type == "cuda":
+        if self._pinned:
             latent = latent.pin_memory()
         return latent.to(self._device, self._dtype, non_blocking=True)

@@ -57,6 +57,9 @@ class SaveLayers(io.ComfyNode):
             filename_prefix, folder_paths.get_output_directory(), image.shape[2], image.shape[1]
         )
         file = f"{name}_{counter:05}_{layer_file.SUFFIX}"
+        while os.path.exists(os.path.join(folder, file)):  # the host counts from 1 where a prefix ends in a slash
+            counter += 1
+            file = f"{name}_{counter:05}_{layer_file.SUFFIX}"
         layer_file.save(os.path.join(folder, file), image, layers)
         saved = ui.SavedResult(file, subfolder, io.FolderType.output)
         annotated = os.path.join(subfolder, file).replace(os.sep, "/") + " [output]"

@@ -267,6 +267,26 @@ def test_the_node_gives_what_it_was_given(sd15):
     assert difference(along(output, source)[1], along(want, source)[1]) == 0.0
 
 
+def test_a_patch_that_makes_pictures_of_its_own_is_named(sd15):
+    """As regional prompts are drawn: q once for each region, joined again at the output."""
+    model = sd15.clone()
+    model.set_model_attn2_patch(lambda q, k, v, extra: tuple(t.repeat(2, 1, 1) for t in (q, k, v)))
+    model.set_model_attn2_output_patch(lambda out, extra: out.chunk(2)[0])
+    source = trajectory(sd15)
+    with pytest.raises(ValueError, match="another patch has made 2 pictures of 1 in the cross-attention"):
+        along(guider(model, trajectory=source), source)
+
+
+def test_hooks_on_clip_make_ranges_of_one_prompt(sd15):
+    """The host marks them so: with clip_start_percent, and no start_percent."""
+    one = layouts.conditioning("sd15", 1)[0]
+    parts = [[one[0], {**one[1], "clip_start_percent": a, "clip_end_percent": b}] for a, b in ((0.0, 0.5), (0.5, 1.0))]
+    source = trajectory(sd15)
+    whole = along(guider(sd15, trajectory=source, conds=([one], layouts.conditioning("sd15", 2))), source)[1]
+    ranged = along(guider(sd15, trajectory=source, conds=(parts, layouts.conditioning("sd15", 2))), source)[1]
+    assert difference(whole, ranged) == 0.0
+
+
 CONDITIONS = {
     "combined": (layouts.conditioning("sd15", 1) * 2, "source combines 2 prompts, but words are matched in one"),
     "area": (layouts.conditioning("sd15", 1, area=(4, 4, 0, 0)), r"source is limited to a part .* \(area\)"),
@@ -323,4 +343,19 @@ def test_what_is_found_when_sampling_begins(sd15):
         along(guider(model, trajectory=short), source)
     with pytest.raises(ValueError, match="connect the trajectory to this node too"):
         along(guider(model), source)
+    with pytest.raises(ValueError, match="^Adaptive Attention Guider: the map of timings is 8x6, another shape"):
+        beside(guider(model), size=(13, 9))
+    with pytest.raises(ValueError, match="^Adaptive Attention Guider: samplers with cfg_pp in their name"):
+        beside(guider(model), sampler="dpmpp_2m_cfg_pp")
+    with pytest.raises(ValueError, match="^Adaptive Attention Guider: the model has Proximal Guidance"):
+        beside(guider(apply_proximal_guidance(model, source)))
     assert not calls
+
+
+def test_one_map_for_several_pictures_is_said(sd15, caplog):
+    beside(guider(sd15), batch=1)
+    assert not caplog.records
+    beside(guider(sd15, **EDIT), batch=2)
+    assert not caplog.records
+    beside(guider(sd15), batch=2)
+    assert "says where all 2 are edited" in caplog.text

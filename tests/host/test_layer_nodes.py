@@ -70,6 +70,25 @@ def test_pictures_of_odd_sides_are_cut_to_whole_cells(scene):
             assert result[0].shape == (1, 248, 248, 3) and result[1].shape == (1, 248, 248)
 
 
+@pytest.mark.parametrize("moves", ["16, 8", "5, 3"])
+def test_pictures_in_half_precision(scene, moves):
+    """As --fp16-intermediates makes them."""
+    image, canvas = scene.image.half(), scene.truth.half()
+    picture, mask, *_ = TransformLayer.execute(image, scene.mask, moves=moves, canvas=canvas, **AS_IS)
+    want = TransformLayer.execute(image.float(), scene.mask, moves=moves, canvas=canvas.float(), **AS_IS)
+    assert torch.equal(picture, want[0]) and torch.equal(mask, want[1])
+    layers = add(scene.mask, moves=moves)
+    assert torch.equal(LayoutPreview.execute(image, layers)[1], LayoutPreview.execute(image.float(), layers)[1])
+
+
+def test_every_picture_of_a_batch_gets_the_layer(scene):
+    images = torch.cat([scene.image, 0 * scene.image])
+    both = TransformLayer.execute(images, scene.mask, layer_image=scene.image, moves="5, 3", **AS_IS)[0]
+    for picture, background in zip(both, images, strict=True):
+        one = TransformLayer.execute(background[None], scene.mask, layer_image=scene.image, moves="5, 3", **AS_IS)[0]
+        assert torch.equal(picture, one[0])
+
+
 def test_a_canvas_of_another_size_is_refused(scene):
     with pytest.raises(ValueError, match="canvas is 128x256, image 256x256"):
         TransformLayer.execute(scene.image, scene.mask, moves="3, 0", canvas=scene.truth[:, :, :128], **AS_IS)
@@ -148,3 +167,10 @@ def test_layers_are_saved_and_come_back_through_the_server():
         before, after = (np.asarray(Image.open(io.BytesIO(client.image(r.outputs["shown"]["images"][0]))))
                          for r in (first, second))  # fmt: skip
         assert np.array_equal(before, after)
+        # the host numbers files of a folder alone from 1, each time
+        names = set()
+        for prefix in ("layers/edit", "layers/kept/", "layers/kept/"):
+            save["save"]["inputs"] |= {"filename_prefix": prefix}
+            save["layer"]["inputs"] |= {"name": f"thing {len(names)}"}
+            names |= set(client.run(save).outputs["name"]["text"])
+        assert len(names | {name}) == 4

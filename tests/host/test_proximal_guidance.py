@@ -126,6 +126,22 @@ def test_every_sampler_runs_and_a_full_pull_without_guidance_is_the_source(sampl
     assert torch.isfinite(weaker).all()
 
 
+@pytest.mark.parametrize("sampler", comfy.samplers.SAMPLER_NAMES)
+@pytest.mark.filterwarnings("ignore")
+def test_with_every_sampler_a_pull_on_the_way_leads_to_the_source(model, sampler):
+    """Without the last pull, of what is returned."""
+    clean, noise, sigmas = layouts.latents(1, *SIZE, seed=20), layouts.latents(1, *SIZE, seed=5), schedule(model)
+    trajectory = Trajectory(sigmas, [clean + s * noise for s in sigmas.tolist()])
+    near = []
+    for strength in (0.0, 0.3):
+        patched = apply_proximal_guidance(model, trajectory, Settings("none", strength=strength, start=0.0))
+        result = sample(patched, "sd15", sampler, negative=1)  # the same prompt on both sides: nothing is edited
+        latent = model.model.process_latent_in(result)
+        latent = (latent - strength * clean) / (1 - strength)
+        near.append((latent - clean).square().mean().sqrt().item())
+    assert near[1] < near[0], near
+
+
 def test_nothing_to_do_is_the_unpatched_model_to_the_last_bit(model, layout):
     trajectory, plain = source(model), sample(model, layout)
     assert torch.equal(sample(apply_proximal_guidance(model, trajectory, Settings("none", strength=0)), layout), plain)

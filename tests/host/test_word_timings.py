@@ -308,6 +308,13 @@ def test_what_is_only_added_is_looked_for_by_its_own_words(toy, trajectory):
     assert found.evaluations == 1 and "ring" in found.looked_for and "star" not in found.looked_for
 
 
+def test_what_is_added_beside_a_word_that_goes_is_looked_for_too(toy, trajectory):
+    gone = word_timings(toy[0], toy[1], "a star on a background", "a ring on a background", trajectory)
+    both = word_timings(toy[0], toy[1], "a star on a background", "a ring on a striped background", trajectory)
+    assert gone.looked_for == ("star",) and {"star", "striped"} <= set(both.looked_for)
+    assert both.evaluations == 2 and (both.timings.saliency - gone.timings.saliency).max() > 0.2
+
+
 def test_seen_words():
     """The clearest of the phrase leads, what looks elsewhere stays out, and each thing that goes has its own phrase."""
     prompt = read_prompt(ToyModel.execute().args[1], "a small red star and a blue ring", "test")

@@ -298,6 +298,13 @@ def test_errors_name_the_layer_and_the_remedy(layer, message):
         layout(Layer(**{"name": "cup", "mask": BOX, **layer}))
 
 
+def test_what_is_hidden_wholly_leaves_nothing_behind():
+    cover = torch.ones_like(BOX) - box(0, 0, 8, 8)
+    assert layout(Layer("l", BOX, moves=((16.0, 16.0),), occluder=cover)).hole is None
+    with pytest.raises(ValueError, match="^Layered Edit: occluder covers all that a layer would leave behind; paint"):
+        layout(Layer("l", BOX, moves=(), occluder=cover))
+
+
 def test_one_picture_and_at_least_one_layer():
     with pytest.raises(ValueError, match="^Node: image has a batch of 2; a layered edit takes one picture"):
         lay_out(picture(batch=2), [Layer("l", BOX, moves=())], where="Node")

@@ -42,6 +42,21 @@ def test_a_model_is_not_kept_alive(memory):
     assert not memory.has("a", (Model(),))
 
 
+def test_what_was_made_with_an_object_goes_with_it(memory):
+    class Result: ...
+
+    first, second, result = Model(), Model(), Result()
+    gone = weakref.ref(result)
+    memory.put("a", (first, [1]), Result())
+    memory.put("a", (second, [1]), result)
+    del result, first
+    gc.collect()
+    assert memory.has("a", (second, [1])) is False and gone() is not None  # another object's end is nothing to it
+    del second
+    gc.collect()
+    assert gone() is None
+
+
 def test_the_result_asked_for_longest_ago_goes_first(memory):
     model = Model()
     for key in ("a", "b"):

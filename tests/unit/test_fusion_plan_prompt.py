@@ -40,8 +40,8 @@ def test_the_prompt_has_what_a_model_needs():
         "Canvas: 200 pixels wide, 100 pixels high\nLayers, from back to front:\n"
         '- "狗": left 0, top 0, right 5, bottom 5\n'
         '- "red cup": left 120, top 40, right 150, bottom 70\n'
-        '- "\\"hat\\"": left 1, top 2, right 3, bottom 4, of another picture of 50 x 60 pixels: '
-        "it comes to the same pixels here, then moves\n"
+        '- "\\"hat\\"": left 60, top 3, right 63, bottom 7, of another picture, '
+        "where it is put before its move\n"
         '- "cat": left 10, top 20, right 60, bottom 90\n'
         "Request: Move the cat!\nPlan:"
     )

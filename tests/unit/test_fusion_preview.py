@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from latent_layers.fusion.layers import Layer
+from latent_layers.fusion.layered import lay_out
+from latent_layers.fusion.layers import Layer, painted_box
 from latent_layers.fusion.preview import layout_preview
 
 GREY = 0.5
@@ -143,6 +144,18 @@ def test_a_layer_of_another_picture_is_fitted_on_the_canvas():
     assert near(got, 100, 130) and near(got, 160, 130) and near(got, 130, 160)
     assert torch.allclose(got[0, 130, 130], torch.tensor([0.0, 0.0, 0.8]), atol=0.02)
     assert not coloured(got)[:60].any() and not coloured(got)[:, :80].any()
+
+
+def test_a_layer_of_another_shape_keeps_its_own_and_is_centred():
+    """A picture half as wide as the canvas: as the edit lays it on, pixel for pixel."""
+    image = torch.zeros(1, 256, 128, 3)
+    image[..., 2] = 0.8
+    layer = Layer("guest", box_mask(256, 128, 8, 60, 40, 120), image=image, moves=((60, 40),))
+    got = layout_preview(plain(256, 256), [layer])
+    area = lay_out(plain(256, 256), [layer]).placed[0].area[0] > 0.5
+    blue = (got[0] - torch.tensor([0.0, 0.0, 0.8])).abs().amax(2) < 0.02
+    assert blue.sum() > 0.6 * area.sum() and not blue[~area].any()
+    assert painted_box(area[None].float()) == (132, 100, 164, 160)
 
 
 def test_every_layer_has_its_own_colour():
