@@ -39,7 +39,7 @@ _KERNELS: list[SDPBackend] = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_A
 class Settings:
     """What `python dev.py train` does; stored in the weights file."""
 
-    steps: int = 13000
+    steps: int = 11000
     batch: int = 16
     learning_rate: float = 2e-3  # of the weight matrices (Muon) …
     learning_rate_other: float = 4e-4  # … and of embeddings, norms, biases, first and last layer (AdamW)
