@@ -19,6 +19,8 @@ import pack
 MODULE = pack.ROOT / "devtools" / "run_module.py"
 TIERS = ("unit", "host", "browser")
 NO_TESTS = 5  # pytest's exit status when it found nothing to run
+# The host tier whole, in two processes with half the cores each: small tensors gain little from more threads.
+PROCESSES = ("-n", "2", "--dist", "loadfile")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,13 @@ def tier_stage(tier: str, options: Sequence[str]) -> Stage:
     others = [other for other in TIERS if other != tier]
     own = [option for option in options if not any(_is_inside(option, other) for other in others)]
     named = any(_is_inside(option, tier) for option in options)
-    return Stage(tier, folder, tool("pytest", *([] if named else [folder]), *own))
+    processes = PROCESSES if tier == "host" and not options and cores() > 1 else ()
+    return Stage(tier, folder, tool("pytest", *([] if named else [folder]), *processes, *own))
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _is_inside(option: str, tier: str) -> bool:
@@ -107,6 +115,8 @@ def environment(stage: Stage) -> dict[str, str]:
 
     The tests do not get that: the unit tier must do without the host.
     """
+    if "-n" in stage.command:
+        return {"OMP_NUM_THREADS": str(cores() // 2), **os.environ}
     if stage.word != "types":
         return dict(os.environ)
     paths = os.pathsep.join([str(pack.host_folder()), str(pack.ROOT / ".dev" / "package")])

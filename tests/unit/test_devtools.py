@@ -50,6 +50,20 @@ def test_a_named_file_runs_alone():
     assert host.command[-3:] == ("pytest", "tests/host/test_x.py", "-x")
 
 
+def test_the_host_tier_whole_shares_the_cores_between_two_processes(monkeypatch):
+    monkeypatch.setattr(run_tests, "cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (whole,) = run_tests.select(["host"])
+    (part,) = run_tests.select(["host", "-k", "name"])
+    (unit,) = run_tests.select(["unit"])
+    assert whole.command[-4:] == run_tests.PROCESSES
+    assert not any("-n" in stage.command for stage in (part, unit))
+    assert run_tests.environment(whole)["OMP_NUM_THREADS"] == "3"
+    assert "OMP_NUM_THREADS" not in run_tests.environment(part)
+    monkeypatch.setattr(run_tests, "cores", lambda: 1)
+    assert "-n" not in run_tests.select(["host"])[0].command
+
+
 def fake_stage(code, word="unit"):
     return run_tests.Stage(word, "fake", (sys.executable, "-c", f"raise SystemExit({code})"))
 
