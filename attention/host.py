@@ -151,6 +151,7 @@ class KeyMaskGuidance:
         self.early_range = PercentRange(span.start, early_end)
         self.guidance, self.guidance_end = guidance, guidance_end
         self.mask = early.mask
+        self._plain: Tensor | None = None  # of the evaluation that is under way
 
     @property
     def replaces(self) -> bool:
@@ -164,6 +165,9 @@ class KeyMaskGuidance:
             model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY_MASK_KEY, self.calc_cond_batch)
         else:
             model.set_model_sampler_post_cfg_function(self.post_cfg)
+            # first of them: others change what was predicted, and are not to be guided against
+            others = model.model_options.get("sampler_pre_cfg_function", [])
+            model.model_options["sampler_pre_cfg_function"] = [self.pre_cfg, *others]
         model.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY_MASK_KEY, lambda patcher: self.cleanup())
 
     def outer_sample(self, executor: Callable[..., Tensor], noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -190,8 +194,15 @@ class KeyMaskGuidance:
             model_options = _patched(model_options, acting, conds, x)
         return executor(model, conds, x, timestep, model_options)
 
+    def pre_cfg(self, args: dict[str, Any]) -> list[Tensor]:
+        """Other guidances: note the plain prediction."""
+        self._plain = args["conds_out"][0]
+        return args["conds_out"]
+
     def post_cfg(self, args: dict[str, Any]) -> Tensor:
         """Other guidances: result + g * (masked - plain) on the positive conditioning."""
+        # guiders that call CFG alone have none noted
+        plain, self._plain = args["cond_denoised"] if self._plain is None else self._plain, None
         model, x, timestep, cond = args["model"], args["input"], args["sigma"], args["cond"]
         sigma = float(timestep.flatten()[0])
         acting = self._acting(model.model_sampling, sigma)
@@ -202,7 +213,7 @@ class KeyMaskGuidance:
             raise ValueError(f"{KEY_MASK}: this guider gives no positive conditioning to guide with; set guidance to 1")
         options = _patched(args["model_options"], acting, [cond], x)
         (masked,) = comfy.samplers.calc_cond_batch(model, [cond], x, timestep, options)
-        return guided(args["denoised"], masked, args["cond_denoised"], g)
+        return guided(args["denoised"], masked, plain, g)
 
     def _guidance(self, sampling: Any, sigma: float) -> float:
         if self.guidance == self.guidance_end:
@@ -211,6 +222,7 @@ class KeyMaskGuidance:
 
     def cleanup(self) -> None:
         """Free what was made for a run (called when sampling ends, also on an error)."""
+        self._plain = None
         for held in (self.late, self.early, self.range, self.early_range):
             held.cleanup()
 

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inversion.reading import SourceLatents
+from ..inversion.reading import SourceLatents, hands_over_its_state
 from ..inversion.trajectory import Trajectory
 from ..masks.grid import check_aspect, check_batch, cover
 from .schedule import PercentRange
@@ -69,13 +69,15 @@ class KeepSourceRun:
         acting: list[float],
         like: Tensor,
         pinned: bool = True,
+        in_place: bool = True,
     ) -> None:
         """mask: (B or 1, H, W) on the latent grid; schedule: descending sigmas; like: gives device and dtype.
 
-        `acting` are the schedule's sigmas at which the source is kept; `pinned` is that of `SourceLatents`.
+        `acting` are the schedule's sigmas at which the source is kept; `pinned` is that of `SourceLatents`;
+        `in_place`: x as the model is given it is the sampler's own.
         """
         self.source = SourceLatents(trajectory, schedule, like, pinned)
-        self._acting = acting
+        self._acting, self._in_place = acting, in_place
         self._soft = bool(((mask > 0) & (mask < 1)).any())
         self._mask = mask.unsqueeze(1).to(like.device, like.dtype)
         self._clean = self.source.at(0.0) if self.source.lowest == 0 else None
@@ -96,14 +98,19 @@ class KeepSourceRun:
         return following - min(1.0, max(0.0, (sigma - below) / (above - below)))
 
     def keep_state(self, x: Tensor, sigma: float) -> Tensor:
-        """Equation 2 on the sampler's state (B, C, H, W); in place, returns it."""
-        return x.copy_(blend(x, self.source.at(sigma), self.mask(sigma)))
+        """Equation 2 on the sampler's state (B, C, H, W); in place where that is the sampler's own, returns it."""
+        kept = blend(x, self.source.at(sigma), self.mask(sigma))
+        return x.copy_(kept) if self._in_place else kept
 
     def keep_prediction(self, denoised: Tensor, sigma: float) -> Tensor:
-        """The clean source where cells are kept, the model's prediction elsewhere."""
-        if self._clean is None:
+        """The clean source where cells are kept, the model's prediction elsewhere.
+
+        Where the sampler's state cannot be written, the prediction that takes it along the source's way.
+        """
+        clean = self._clean if self._in_place else self.source.heading(sigma)
+        if clean is None:
             return denoised
-        return torch.where(self.mask(sigma) == 0, self._clean, denoised)
+        return torch.where(self.mask(sigma) == 0, clean, denoised)
 
     def finish(self, samples: Tensor, sigma: float, sampling: Any) -> Tensor:
         """Equation 2 on what the sampler returns, at the schedule's last sigma."""
@@ -169,7 +176,8 @@ class KeepSource:
         sampling = guider.inner_model.model_sampling
         mask = cover(self.mask, noise.shape[-2], noise.shape[-1])
         acting = [sigma for sigma in schedule if self.range.contains(sampling, sigma)]
-        run = KeepSourceRun(self.trajectory, mask, schedule, acting, noise, self.pinned)
+        in_place = hands_over_its_state(executor.class_obj)
+        run = KeepSourceRun(self.trajectory, mask, schedule, acting, noise, self.pinned, in_place)
         extra_args["model_options"]["transformer_options"][self._run_key] = run
         samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         if self.range.contains(sampling, schedule[-1]):
@@ -192,9 +200,9 @@ class KeepSource:
         if run is None or not self.range.contains(sampling, sigma):
             return executor(x, timestep, model_options, *args, **kwargs)
         x = run.keep_state(x, sigma)
-        denoised = executor(x, timestep, model_options, *args, **kwargs)
+        denoised = run.keep_prediction(executor(x, timestep, model_options, *args, **kwargs), sigma)
         run.source.prefetch_after(sigma)
-        return run.keep_prediction(denoised, sigma)
+        return denoised
 
     def cleanup(self) -> None:
         """Let go of the model (called when sampling ends, also on an error)."""

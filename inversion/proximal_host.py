@@ -7,8 +7,7 @@ which a model has only one, is left free.
 
 Reconstruction pulls the sampler's own x in place, before the next evaluation sees it and once
 more on what the sampler returns: for euler that is the state after each step, as published.
-UniPC hands over a copy, scaled, and measures the prediction against it; there the evaluation alone
-sees what is pulled.
+Of samplers that hand over a copy (UniPC) the evaluation alone sees what is pulled.
 """
 
 from collections.abc import Callable
@@ -22,12 +21,11 @@ from torch import Tensor
 from ..attention.schedule import PercentRange
 from .host import model_family, pins
 from .proximal import check_settings, edited_region, magnitude_quantile, proximal, reconstruct
-from .reading import SourceLatents
+from .reading import SourceLatents, hands_over_its_state
 from .trajectory import Trajectory
 
 WHO = "Proximal Guidance"
 KEY = "latent_layers_proximal_guidance"
-_COPIES = ("sample_unipc", "sample_unipc_bh2")  # samplers whose evaluations are not given their own x
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class ProximalRun:
 
     def __init__(self, trajectory: Trajectory, schedule: list[float], like: Tensor, sampler: Any) -> None:
         self.source = SourceLatents(trajectory, schedule, like, pins())
-        self.in_place = getattr(getattr(sampler, "sampler_function", None), "__name__", "") not in _COPIES
+        self.in_place = hands_over_its_state(sampler)
         self.edited: Tensor | None = None  # M_edit, (B, C, H, W)
 
     def pull(self, x: Tensor, sigma: float, strength: float) -> Tensor:

@@ -1,10 +1,21 @@
 """A trajectory's latents where a sampling run is: one at a time on its device, the next one fetched in advance."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from .trajectory import Trajectory
+
+_COPIES = ("sample_unipc", "sample_unipc_bh2")
+
+
+def hands_over_its_state(sampler: Any) -> bool:
+    """Whether a sampler evaluates the model on its own x, so that what is written there stays.
+
+    UniPC hands over a copy, scaled, and measures the prediction against it.
+    """
+    return getattr(getattr(sampler, "sampler_function", None), "__name__", "") not in _COPIES
 
 
 class SourceLatents:
@@ -33,9 +44,19 @@ class SourceLatents:
 
     def prefetch_after(self, sigma: float) -> None:
         """Fetch the latent of the schedule's next σ below this one, where the trajectory has it."""
-        following = next((level for level in self._schedule if level < sigma), None)
+        following = self._next(sigma)
         if following is not None and following >= self.lowest:
-            self.fetched = (following, self._fetch(following))
+            self.at(following)
+
+    def heading(self, sigma: float) -> Tensor:
+        """The prediction at σ by which an Euler step leads from the source's latent there to its next one."""
+        following, here = self._next(sigma), self.at(sigma)
+        if following is None:
+            return here
+        return here - sigma / (sigma - following) * (here - self.at(following))
+
+    def _next(self, sigma: float) -> float | None:
+        return next((level for level in self._schedule if level < sigma), None)
 
     def _fetch(self, sigma: float) -> Tensor:
         # solvers that compute σs by logarithms, or add churn, land a little outside

@@ -212,14 +212,16 @@ class Trajectory:
 
         An Euler step goes along a straight line in σ to the model's prediction; the line
         through a point and the noisier one before it, continued to σ = 0, is that prediction.
+        At the noisiest it is the line to the next cleaner one.
         Raises ValueError for a step that the trajectory does not have.
         """
         x, position = self.at_step(step), self.steps - step
-        if position == 0 or self._levels[position] == 0:
+        if self._levels[position] == 0 or self.steps == 0:
             return x
-        upper, lower = self._levels[position - 1], self._levels[position]
-        before = self._latents[position - 1]
-        return before - upper * (before - x) / (upper - lower)
+        below = max(position, 1)
+        upper, lower = self._levels[below - 1], self._levels[below]
+        before = self._latents[below - 1]
+        return before - upper * (before - self._latents[below]) / (upper - lower)
 
     def latent_at_step(self, step: int, predict: bool = False) -> Tensor:
         """As `at_step`, or `predicted`, in LATENT's units."""

@@ -107,16 +107,19 @@ def extend(
 
 
 def outpaint(toy: Toy, views: Sequence[View], seeds: Sequence[int], steps: int = STEPS) -> Tensor:
-    """The host's way: pad with grey (as ImagePadForOutpaint does), then inpaint the padding from full noise."""
+    """The host's way: pad with grey (as ImagePadForOutpaint does), then inpaint from full noise.
+
+    What is drawn anew is the padding, grown as for the pack's own way.
+    """
     canvases, exposed = (torch.cat(parts) for parts in zip(*(v.canvas("black") for v in views), strict=True))
-    padded = canvases + 0.5 * exposed[..., None]
-    return torch.lerp(canvases, toy.decode(toy.inpaint(toy.encode(padded), exposed, seeds, steps)), exposed[..., None])
+    padded, holes = canvases + 0.5 * exposed[..., None], dilate(exposed, DILATION)
+    return torch.lerp(canvases, toy.decode(toy.inpaint(toy.encode(padded), holes, seeds, steps)), holes[..., None])
 
 
-def seam(pictures: Tensor, exposed: Tensor) -> list[float]:
-    """Mean absolute step of colour across the border of the exposed area, of each picture."""
+def seam(pictures: Tensor, holes: Tensor) -> list[float]:
+    """Mean absolute step of colour across the border of what was drawn anew (B, H, W), of each picture."""
     result = []
-    for picture, mask in zip(pictures, exposed, strict=True):
+    for picture, mask in zip(pictures, holes, strict=True):
         steps = []
         for axis in (0, 1):
             border = mask.diff(dim=axis).abs() > 0
@@ -154,7 +157,7 @@ def run_canvas(toy: Toy, seeds: range, task: str, size: tuple[int, int]) -> dict
             ]
             columns.setdefault(name, []).extend(values)
         for name, pictures in (("seam", ours), ("seam_host", host), ("seam_truth", truths)):
-            columns.setdefault(name, []).extend(seam(pictures, exposed))
+            columns.setdefault(name, []).extend(seam(pictures, dilate(exposed, DILATION)))
         columns.setdefault("evaluations_first", []).append(evaluations)
     return {name: round(float(np.mean(values)), 4 if "seam" in name else 3) for name, values in columns.items()}
 
@@ -163,7 +166,8 @@ def table_canvas(tasks: dict[str, dict]) -> list[str]:
     """The figures for people."""
     seeds = next(iter(tasks.values()))["seeds"]
     lines = [
-        f"Pan and zoom-out, seeds {seeds}; PSNR over the exposed area, mean step of colour across its border",
+        f"Pan and zoom-out, seeds {seeds}; PSNR over the exposed area, mean step of colour across the border of "
+        "what is drawn anew",
         "",
         "| task | host's outpainting | Latent Layers | seam: host | seam: ours | seam: truth | evaluations |",
         "|---|---|---|---|---|---|---|",

@@ -6,7 +6,8 @@ from itertools import product
 import numpy as np
 import torch
 
-from .bench_canvas import CanvasSettings, extend, inverted, outpaint, seam, shipped, view
+from ..masks.grid import dilate
+from .bench_canvas import DILATION, CanvasSettings, extend, inverted, outpaint, seam, shipped, view
 from .measure import psnr
 from .pipeline import Toy, batches, mean
 
@@ -23,6 +24,9 @@ SETTINGS = {
     "edge, g 7.5 to 1": replace(PAPER, fill="edge", guidance_end=1.0),
     "edge, g 3, exclude": replace(PAPER, fill="edge", guidance=3.0, mode="exclude"),
     "edge, g 1, exclude": replace(PAPER, fill="edge", guidance=1.0, mode="exclude"),
+    "edge, g 1, exclude, objects ignored": replace(
+        PAPER, fill="edge", guidance=1.0, mode="exclude", ignore_objects=True
+    ),
     "edge, g 3, objects ignored": replace(PAPER, fill="edge", guidance=3.0, ignore_objects=True),
     "edge, g 3, fresh noise": replace(PAPER, fill="edge", guidance=3.0, fresh=True),
     "mirror, g 3, fresh noise": replace(PAPER, fill="mirror", guidance=3.0, fresh=True),
@@ -48,7 +52,7 @@ def run(seeds: range) -> dict:
                     pictures = extend(toy, views, settings, trajectories[settings.fill])
                 triples = zip(pictures.numpy(), reachable.numpy(), exposed.numpy(), strict=True)
                 columns[name].setdefault(f"psnr_{task}", []).extend(psnr(*triple) for triple in triples)
-                columns[name].setdefault(f"seam_{task}", []).extend(seam(pictures, exposed))
+                columns[name].setdefault(f"seam_{task}", []).extend(seam(pictures, dilate(exposed, DILATION)))
             print(task, part[-1], {name: mean(found[f"psnr_{task}"]) for name, found in columns.items()}, flush=True)
     rows = [
         {"settings": name, **{key: round(float(np.mean(values)), 4) for key, values in found.items()}}

@@ -251,11 +251,11 @@ def _masks(shipped: Shipped, seeds: Sequence[int], report: Report) -> None:
     _add_successes(report, "_fresh", edits, fill(toy, source, sources, grown, prompts, cfg, seeds))
     _add_successes(report, "_true_mask", edits, fill(toy, source, sources, dilate(areas, MARGIN), prompts, cfg))
 
-    rival = diffedit(toy, sources, [edit.caption for edit in edits], prompts, seeds, cfg)
+    rival = diffedit(toy, sources, [edit.caption for edit in edits], prompts, seeds, cfg, grow=GROW)
     _add_overlaps(report, "iou_diffedit", edits, rival.mask, truths)
     plain = binary(rival.difference, sources.shape[1:3], extreme=None)
     _add_overlaps(report, "iou_diffedit_with_extremes", edits, plain, truths)
-    _add_successes(report, "_diffedit", edits, composite(sources, rival.pictures, rival.mask))
+    _add_successes(report, "_diffedit", edits, composite(sources, rival.pictures, dilate(rival.mask, GROW)))
     report.add("evaluations_diffedit", [rival.mask_evaluations])
     report.add("evaluations_diffedit_edit", [rival.evaluations])
 

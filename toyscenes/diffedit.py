@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..attention.host import apply_keep_source
+from ..masks.grid import dilate
 from .pipeline import STEPS, Toy, seeded_noise
 from .text_run import conditions, guided
 
@@ -93,7 +94,7 @@ def binary(difference: Tensor, size: Sequence[int], extreme: float | None = EXTR
 
 def diffedit(
     toy: Toy, sources: Tensor, references: Sequence[str], edits: Sequence[str], seeds: Sequence[int], cfg: float,
-    steps: int = STEPS, strength: float = STRENGTH,
+    steps: int = STEPS, strength: float = STRENGTH, grow: int = 0,
 ) -> DiffEdit:  # fmt: skip
     """Mask and edit of pictures, IMAGE (B, H, W, 3), by a prompt of what they show and one of what they should.
 
@@ -101,6 +102,7 @@ def diffedit(
         cfg: text guidance of the decoding.
         steps: of the whole schedule, of which the noisiest 1 - strength are left out.
         strength: share of the schedule that the picture is noised, and inverted.
+        grow: pixels by which the mask is grown for the edit, not in what is returned.
     """
     before, count = toy.samples, len(sources)
     sigmas = toy.sigmas(steps)[steps - round(strength * steps) :]
@@ -109,6 +111,6 @@ def diffedit(
     mask = binary(difference, sources.shape[1:3])
     for_mask = (toy.samples - before) / count
     trajectory = toy.invert(latents, sigmas=sigmas)
-    keep = apply_keep_source(toy.model, trajectory, mask)
+    keep = apply_keep_source(toy.model, trajectory, dilate(mask, grow))
     pictures = toy.decode(guided(toy, keep, trajectory, sigmas, edits, cfg))
     return DiffEdit(difference, mask, pictures, for_mask, (toy.samples - before) / count)

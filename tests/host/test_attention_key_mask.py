@@ -66,6 +66,24 @@ def test_guidance_is_the_formula(sd15, mode, cfg):
     assert difference(got, want) < 1e-4 * want.abs().max()
 
 
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_what_others_make_of_the_prediction_before_cfg_is_not_guided_against(sd15, order):
+    """A pack that halves the positive prediction; added is what the mask changes of the plain one."""
+
+    def halved(model):
+        model = model.clone()
+        model.set_model_sampler_pre_cfg_function(lambda args: [args["conds_out"][0] * 0.5, *args["conds_out"][1:]])
+        return model
+
+    step: dict[str, Any] = {"sigmas": (5.0, 0.0)}
+    change = sample(apply_key_mask(sd15, mask(), guidance=1.0), **step) - sample(sd15, **step)
+    both = halved(sd15) if order == "before" else sd15
+    both = apply_key_mask(both, mask(), guidance=3.5)
+    got = sample(halved(both) if order == "after" else both, cfg=4.0, **step)
+    want = sample(halved(sd15), cfg=4.0, **step) + 3.5 * change
+    assert difference(got, want) < 1e-4 * want.abs().max()
+
+
 def test_guidance_costs_one_evaluation_of_the_positive_prompt_and_only_in_range(sd15):
     def evaluations(model, cfg):
         seen = []

@@ -198,6 +198,19 @@ def test_recorded_sampling_records_the_kept_source(model):
             assert largest(got - want, kept()) == 0.0
 
 
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "uni_pc", "uni_pc_bh2"])
+@pytest.mark.parametrize("grey, end", [(0.5, 1.0), (0.0, 0.5)])
+def test_what_is_released_on_the_way_goes_on_from_the_source(model, sampler, grey, end):
+    """A model that predicts the source wherever it is: released cells have to end there, from any noise."""
+    clean, sigmas = layouts.latents(1, *SIZE, seed=20), schedule(model, 12)
+    trajectory = Trajectory(sigmas, [clean + s * layouts.latents(1, *SIZE, seed=21) for s in sigmas.tolist()])
+    sure = model.clone()
+    sure.set_model_sampler_post_cfg_function(lambda args: clean.to(args["denoised"]))
+    mask = torch.where(box() > 0, box(), torch.full_like(box(), grey))
+    result = sample(apply_keep_source(sure, trajectory, mask, end=end), sampler, sigmas=sigmas)
+    assert (model.model.process_latent_in(result) - clean).abs().max() < 0.02
+
+
 def test_with_a_noise_mask_of_the_host(model):
     trajectory = source(model)
     noise_mask = box()[:, None]
