@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NOTHING = (
-    "no evaluation of the conditioning has run on the patched model since the last time; "
-    "read the maps during the run, they are freed when it ends"
+    "the conditioning has not gone through the model; take patches that skip evaluations or blocks (EasyCache, "
+    "LazyCache) off this model"
 )
 
 
@@ -63,6 +63,11 @@ class Capture:
         self._layers = 0
         self._trouble = trouble
 
+    @property
+    def skipped(self) -> bool:
+        """Whether the latest evaluation left nothing, without a patch being to blame that is known."""
+        return self._sum is None and not self._trouble
+
     def add(self, maps: Tensor, height: int, width: int) -> None:
         """One layer's maps (B, height * width, tokens)."""
         maps = maps.transpose(1, 2).unflatten(2, (height, width))
@@ -81,21 +86,29 @@ class Capture:
     def take(self) -> Tensor:
         """Maps of the latest evaluation, (B, tokens, h, w) float32 where the model computes; forgets them.
 
-        The mean over heads and captured layers; they add up to 1 over the tokens.
+        The mean over heads and captured layers; they add up to 1 over the tokens. On the grid of the
+        run's first maps, where patches change it on the way.
         Raises RuntimeError, with the cause, where nothing was captured.
         """
         total, layers, trouble = self._sum, self._layers, self._trouble
         self.begin()
         if total is None:
             raise RuntimeError(f"cross-attention capture: there are no maps: {trouble or NOTHING}")
-        return (total / layers).contiguous()
+        maps = (total / layers).contiguous()
+        if self._grid is None:
+            self._grid = maps.shape[2:]
+        if maps.shape[2:] != self._grid:
+            maps = F.interpolate(maps, self._grid, mode="bilinear", antialias=True)
+        return maps
 
     def cleanup(self) -> None:
         """Free what belongs to a run (called when sampling ends, also on an error)."""
+        self._grid: torch.Size | None = None
         self.begin()
 
 
 class _Layout(NamedTuple):
+    batch: int
     height: int
     width: int
     context: int  # tokens as the host hands them in
@@ -117,7 +130,7 @@ class CapturePass:
         self._next = None
         if k is not None and (*extra["block"], extra.get("block_index", 0)) in self.capture.blocks:
             height, width = extra["activations_shape"][-2:]
-            self._next = _Layout(height, width, k.shape[1])
+            self._next = _Layout(len(q), height, width, k.shape[1])
         return q, k, v
 
     def attend(self, attention: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -143,11 +156,11 @@ class CapturePass:
 
     def _record(self, q: Tensor, k: Tensor, heads: int) -> None:
         assert self._next is not None
-        (height, width, context), self._next = self._next, None
+        (batch, height, width, context), self._next = self._next, None
         tokens = self.capture.tokens
-        if q.shape[1] != height * width or q.shape[0] % self.chunks:
+        if q.shape[1] != height * width or q.shape[0] != batch or batch % self.chunks:
             self.capture.fail(
-                f"another patch has left {q.shape[0]}x{q.shape[1]} queries of a grid of {width}x{height}; "
+                f"another patch has left {q.shape[0]}x{q.shape[1]} queries of {batch} on a grid of {width}x{height}; "
                 f"take that patch off this model"
             )
         elif context % tokens or k.shape[1] < context:

@@ -150,7 +150,7 @@ class KeyMaskGuidance:
         self.range = span
         self.early_range = PercentRange(span.start, early_end)
         self.guidance, self.guidance_end = guidance, guidance_end
-        self.mask = early.mask
+        self.masks: dict[str, Tensor] = {}  # as they were given, by their inputs' names
         self._plain: Tensor | None = None  # of the evaluation that is under way
 
     @property
@@ -176,8 +176,9 @@ class KeyMaskGuidance:
             raise ValueError(
                 f"{KEY_MASK}: the latent has {noise.ndim} dimensions; pictures (4) can be masked, not video"
             )
-        check_batch(self.mask, noise.shape[0], KEY_MASK)
-        check_aspect(self.mask, noise.shape, KEY_MASK)
+        for name, mask in self.masks.items():
+            check_batch(mask, noise.shape[0], KEY_MASK, name)
+            check_aspect(mask, noise.shape, KEY_MASK, name)
         return executor(noise, *args, **kwargs)
 
     def _acting(self, sampling: Any, sigma: float) -> Stack | None:
@@ -280,9 +281,10 @@ def apply_key_mask(
     late_mask = KeyMask(always, mode, chosen, mask_on)
     has_artifacts = "artifact_mask" in others and artifact_end > start
     early_mask = KeyMask(early, mode, chosen, mask_on) if has_artifacts else late_mask
-    KeyMaskGuidance(late_mask, early_mask, min(artifact_end, end), PercentRange(start, end), guidance, final).attach(
-        patched
-    )
+    span = PercentRange(start, end)
+    acting = KeyMaskGuidance(late_mask, early_mask, min(artifact_end, end), span, guidance, final)
+    acting.masks = {"mask": hidden, **others}
+    acting.attach(patched)
     return patched
 
 

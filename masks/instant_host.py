@@ -97,23 +97,19 @@ class InstantBlend:
         model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _KEY, self.predict_noise)
 
     def sampler_sample(
-        self,
-        executor: Callable[..., Tensor],
-        guider: Any,
-        sigmas: Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: Tensor,
-        latent_image: Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Tensor:
+        self, executor: Callable[..., Tensor], guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any,
+        noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any,
+    ) -> Tensor:  # fmt: skip
         """Around the sampler: note the source, and blend what is returned."""
         sampling = guider.inner_model.model_sampling
         self._source = lambda sigma: sampling.noise_scaling(sigma, noise, latent_image)
         self._clean = latent_image
         end = sigmas[-1:].clone()  # uni_pc writes into the schedule that it is given
         samples = executor(guider, sigmas, extra_args, callback, noise, latent_image, *args, **kwargs)
+        if not self.masks:
+            raise ValueError(
+                f"{INSTANT}: the sampler has not asked the model once; raise strength or steps, or take another sampler"
+            )
         return blend(samples, sampling.inverse_noise_scaling(end, self._source(end)), self._mask())
 
     def predict_noise(
@@ -124,9 +120,11 @@ class InstantBlend:
         if self.masks:
             x = x.copy_(blend(x, self._source(timestep.flatten()[:1]), self._mask()))
         denoised = executor(x, timestep, *args, **kwargs)
-        mask, refined = self.refinement([capture.take().mean(0) for capture in self.captures])
-        self.masks.append(mask)
-        self.maps.append(refined)
+        # where a cache has spared the evaluation the last mask is good still
+        if not (self.masks and all(capture.skipped for capture in self.captures)):
+            mask, refined = self.refinement([capture.take().mean(0).to(x.device) for capture in self.captures])
+            self.masks.append(mask)
+            self.maps.append(refined)
         return torch.where(self._mask() > 0, denoised, self._clean)
 
     def _mask(self) -> Tensor:

@@ -103,7 +103,8 @@ def threshold_changes(
     allowed = None if mask is None else as_mask(mask, WHO)
     _check(previous, new, allowed)
     if reference is not None:
-        _check(previous, reference, None, "reference")
+        _check(previous[:1], reference[:1], None, "reference")
+        check_batch(reference, max(len(previous), len(new)), WHO, "reference")
     distance = colour_distance(previous if reference is None else reference, new, low_pass)
     distance = distance.expand(max(len(previous), len(new)), -1, -1)
     share = soft_border(distance >= alpha, soft_edge)

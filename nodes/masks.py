@@ -125,11 +125,17 @@ class LookalikeMask(io.ComfyNode):
     @override
     def execute(cls, latent, mask, likeness, artifact_mask=None) -> io.NodeOutput:
         who, samples = "Lookalike Mask", latent["samples"]
+        if samples.ndim != 4:
+            raise ValueError(f"{who}: the latent has {samples.ndim} dimensions; it works on pictures (4), not on video")
         mask = as_mask(mask, who)
         check_painted(mask, who)
         check_aspect(mask, samples.shape, who)
         check_batch(mask, len(samples), who)
-        more = None if artifact_mask is None else as_mask(artifact_mask, who, "artifact_mask")
+        more = None
+        if artifact_mask is not None:
+            more = as_mask(artifact_mask, who, "artifact_mask")
+            check_aspect(more, samples.shape, who, "artifact_mask")
+            check_batch(more, len(samples), who, "artifact_mask")
         return io.NodeOutput(union(lookalikes(samples, mask, likeness), more))
 
 

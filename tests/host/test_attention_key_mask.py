@@ -269,6 +269,8 @@ def test_errors_before_the_model_is_loaded(sd15, monkeypatch):
         sample(apply_key_mask(sd15, mask(64, 64)))
     with pytest.raises(ValueError, match="mask has a batch of 2 for 3 image"):
         sample(apply_key_mask(sd15, torch.cat([mask()] * 2)), batch=3)
+    with pytest.raises(ValueError, match="artifact_mask has a batch of 2 for 3 image"):
+        sample(apply_key_mask(sd15, mask(), artifact_mask=torch.cat([mask()] * 2)), batch=3)
 
 
 def test_the_node(sd15):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comfy.patcher_extension import WrappersMP
+from comfy_extras import nodes_easycache
 
 from latent_layers.attention.capture import Capture
 from latent_layers.attention.capture_host import apply_capture, blocks_near, read_prompt
@@ -170,6 +171,21 @@ def test_other_samplers_keep_the_source_too(toy, latent, sampler):
     assert torch.isfinite(found.edited).all() and found.evaluations >= 3
     assert largest(found.edited - latent, outside(found.hard)) < 1e-5
     assert largest(found.edited - latent, ~outside(found.hard)) > 1e-2
+
+
+def test_beside_a_cache_that_skips_evaluations(toy, latent):
+    """The host's EasyCache: the last mask counts where it spares one."""
+    cached = nodes_easycache.EasyCacheNode.execute(toy[0], 0.2, 0.15, 0.95, False)[0]
+    found = edit(toy, latent, model=cached, seeds=1, steps=50)
+    plain = edit(toy, latent, seeds=1, steps=50)
+    assert 0 < len(found.masks) < len(plain.masks)
+    both = ((found.hard > 0) & (plain.hard > 0)).sum() / ((found.hard > 0) | (plain.hard > 0)).sum()
+    assert both > 0.5
+
+
+def test_a_sampler_that_evaluates_nothing_is_named(toy, latent):
+    with pytest.raises(ValueError, match="Instant Attention Mask: the sampler has not asked the model once; raise"):
+        edit(toy, latent, sampler="dpm_adaptive", steps=2)
 
 
 def test_queued_again_it_is_the_same(toy, latent):

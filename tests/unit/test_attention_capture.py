@@ -39,10 +39,10 @@ def options(grid, block=BLOCK):
     return {"activations_shape": [9, 32, *grid], "block": block[:2], "block_index": block[2], "n_heads": 4}
 
 
-def cross_attention(run, q, k, grid, block=BLOCK, given=None):
-    """A cross-attention as the host runs it; `given` is the context before patches changed its length."""
+def cross_attention(run, q, k, grid, block=BLOCK, given=None, hidden=None):
+    """A cross-attention as the host runs it; `given`, `hidden`: context and states before patches changed them."""
     extra = options(grid, block)
-    run.mark(q, k if given is None else given, None, extra)
+    run.mark(q if hidden is None else hidden, k if given is None else given, None, extra)
     return run.forget(run.attend(fused, q, k, k, 4), extra)
 
 
@@ -199,12 +199,28 @@ def test_each_evaluation_starts_anew_and_maps_are_taken_once():
         q = random(1, 24, 32, seed=seed)
         cross_attention(CapturePass(capture, 0, 1), q, k, (4, 6))
     assert torch.allclose(capture.take().double().flatten(2), written_out(q, k, 4).mT, atol=1e-6)
-    with pytest.raises(RuntimeError, match="there are no maps: no evaluation of the conditioning has run"):
+    assert capture.skipped
+    with pytest.raises(RuntimeError, match="there are no maps: the conditioning has not gone through the model; take"):
         capture.take()
     cross_attention(CapturePass(capture, 0, 1), q, k, (4, 6))
     capture.cleanup()
-    with pytest.raises(RuntimeError, match="they are freed when it ends"):
+    with pytest.raises(RuntimeError, match="there are no maps"):
         capture.take()
+
+
+def test_maps_stay_on_the_grid_of_the_first_ones_until_the_run_ends():
+    """As a patch that shrinks the picture in some blocks has them change while it acts (Deep Shrink)."""
+    capture, k = Capture([BLOCK], 7), random(1, 7, 32, seed=1)
+    taken = []
+    for grid in ((4, 6), (8, 12)):
+        capture.begin()
+        cross_attention(CapturePass(capture, 0, 1), random(1, grid[0] * grid[1], 32), k, grid)
+        taken.append(capture.take())
+    assert taken[0].shape == taken[1].shape == (1, 7, 4, 6)
+    assert torch.allclose(taken[1].sum(dim=1), torch.ones(1, 4, 6), atol=1e-5)
+    capture.cleanup()
+    cross_attention(CapturePass(capture, 0, 1), random(1, 96, 32), k, (8, 12))
+    assert capture.take().shape == (1, 7, 8, 12)
 
 
 def test_what_cannot_be_captured_says_why():
@@ -212,7 +228,8 @@ def test_what_cannot_be_captured_says_why():
     run = CapturePass(capture, 0, 1)
     q, k = random(1, 24, 32), random(1, 7, 32, seed=1)
     for act, text in [
-        (lambda: cross_attention(run, q[:, :20], k, (4, 6)), "left 1x20 queries of a grid of 6x4"),
+        (lambda: cross_attention(run, q[:, :20], k, (4, 6)), "left 1x20 queries of 1 on a grid of 6x4"),
+        (lambda: cross_attention(run, q.repeat(2, 1, 1), k, (4, 6), hidden=q), "left 2x24 queries of 1 on a grid"),
         (lambda: cross_attention(run, q, k[:, :5], (4, 6)), "has 5 tokens and the attention 5 keys, but .* has 7"),
         (lambda: cross_attention(run, q, k[:, :5], (4, 6), given=k), "has 7 tokens and the attention 5 keys"),
         (lambda: (run.mark(q, k, k, options((4, 6))), run.forget(q, {})), "without the host's attention function"),

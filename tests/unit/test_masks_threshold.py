@@ -200,6 +200,10 @@ def test_bad_input_says_what_would_be_right():
         threshold_changes(previous, new * float("nan"))
     with pytest.raises(ValueError, match="new has a batch of 3, previous of 2; give as many of both"):
         threshold_changes(previous, random(3, 8, 12, 3))
+    with pytest.raises(ValueError, match=r"reference has a batch of 3 for 2 image"):
+        threshold_changes(previous[:1], new, reference=random(3, 8, 12, 3))
+    with pytest.raises(ValueError, match=r"reference has a batch of 2 for 1 image"):
+        threshold_changes(previous[:1], new[:1], reference=random(2, 8, 12, 3))
     with pytest.raises(ValueError, match=r"mask has a batch of 3 for 2 image"):
         threshold_changes(previous, new, mask=torch.ones(3, 8, 12))
     with pytest.raises(ValueError, match="mask is 8x12, the pictures 12x8"):
