@@ -28,7 +28,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .autoencoder import PatchAutoencoder, fit_linear
 from .backgrounds import KINDS
 from .model import TEXT_ENCODER, UNET, WIDTH
-from .optimiser import Optimiser
 from .scenes import COLOURS, SHAPES, random_scene
 from .shape_hint import ShapeHeads, shape_shares
 
@@ -39,15 +38,15 @@ _KERNELS: list[SDPBackend] = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_A
 class Settings:
     """What `python dev.py train` does; stored in the weights file."""
 
-    steps: int = 11000
+    steps: int = 18000
     batch: int = 16
-    learning_rate: float = 2e-3  # of the weight matrices (Muon) …
-    learning_rate_other: float = 4e-4  # … and of embeddings, norms, biases, first and last layer (AdamW)
+    learning_rate: float = 4e-4
     warm_up: int = 100
     decay: float = 0.5  # share of the steps, at the end, over which the learning rate falls to 0
     empty_captions: float = 0.15
     ema: float = 0.999
-    shape_hint: float = 0.2  # weight of the second task
+    shape_hint: float = 0.2  # weight of the second task …
+    shape_hint_from: int = 9000  # … and the step from which it is learned
     clip_gradient: float = 1.0
     linear_pictures: int = 512
     refinement_steps: int = 600
@@ -152,12 +151,12 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(bias)
 
 
-def rate(step: int, settings: Settings) -> float:
-    """Share of the learning rates at a step: warm-up, plateau, and a half cosine down to 0 at the end."""
+def learning_rate(step: int, settings: Settings) -> float:
+    """Warm-up, plateau, and a half cosine down to 0 at the end."""
     length = settings.steps * settings.decay
     fallen = max(0.0, step - settings.steps + length) / length if length else 0.0
     fall = 0.5 + 0.5 * math.cos(math.pi * fallen)
-    return min(1.0, (step + 1) / settings.warm_up) * fall
+    return settings.learning_rate * min(1.0, (step + 1) / settings.warm_up) * fall
 
 
 def loss_weight(sigma: torch.Tensor) -> torch.Tensor:
@@ -226,8 +225,7 @@ def _diffusion(
     torch.manual_seed(settings.seed)
     model = Trainee(len(vocabulary)).to(device)
     ema = copy.deepcopy(model)
-    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimiser = Optimiser(model, settings)
+    optimiser = torch.optim.AdamW(model.parameters(), settings.learning_rate, betas=(0.9, 0.99), fused=True)
     path, first, spent = folder / "diffusion.pt", 0, 0.0
     if path.exists():
         state = torch.load(path, map_location=device)
@@ -235,6 +233,7 @@ def _diffusion(
             part.load_state_dict(state[name])
         first, spent = state["step"], state["seconds"]
         print(f"diffusion: going on from step {first}", flush=True)
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     sigmas = torch.as_tensor(ModelSamplingDiscrete().sigmas, device=device)
     # on a CPU the backward pass of the fused attention takes a quarter of the whole step
     attention = [SDPBackend.MATH] if device.type == "cpu" else _KERNELS
@@ -253,13 +252,15 @@ def _diffusion(
         noise = torch.randn(z.shape, generator=generator, device=device)
         sigma = sigmas[t].view(-1, 1, 1, 1)
         x = ((z + sigma * noise) / (sigma**2 + 1).sqrt()).to(memory_format=torch.channels_last)
-        model.zero_grad()
+        optimiser.zero_grad()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half), sdpa_kernel(attention):
             predicted, hint = step_model(x, t.float(), ids.to(device), shares.to(device))
             loss = (loss_weight(sigma) * (predicted.float() - noise) ** 2).mean()
-            (loss + settings.shape_hint * hint).backward()
+            (loss + settings.shape_hint * hint * (step >= settings.shape_hint_from)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip_gradient)
-        optimiser.step(rate(step, settings))
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, settings)
+        optimiser.step()
         _follow(ema, model, min(settings.ema, (1 + step) / (10 + step)))
         losses.append(loss.item())
         hints.append(hint.item())
