@@ -103,7 +103,7 @@ class AdaptiveAttentionGuider(comfy.samplers.CFGGuider):
             check_batch(self.mask, noise.shape[0], WHO)
             check_aspect(self.mask, noise.shape, WHO)
         if self.mask is None or self.mask_mode == "multiply":
-            check_aspect(self.timings.saliency[None], noise.shape, WHO, "the map of timings")
+            self._check_map(noise)
             if len(noise) > 1:
                 logging.warning(
                     "Latent Layers %s: the map of timings, of one picture, says where all %d are edited; where they "
@@ -123,6 +123,17 @@ class AdaptiveAttentionGuider(comfy.samplers.CFGGuider):
             return
         self.trajectory.check_size(noise.shape, f"{WHO}: trajectory")
         self.trajectory.check_reaches([sigma for sigma in sigmas.tolist() if sigma > 0], WHO, "")
+
+    def _check_map(self, noise: Tensor) -> None:
+        """Whether the timings' own map can be of the picture that is sampled."""
+        try:
+            check_aspect(self.timings.saliency[None], noise.shape, WHO)
+        except ValueError:
+            height, width = self.timings.saliency.shape
+            raise ValueError(
+                f"{WHO}: the map of timings is {width}x{height}, another shape than the latent's "
+                f"{noise.shape[-1]}x{noise.shape[-2]} cells; make the timings with this picture's trajectory"
+            ) from None
 
     def inner_sample(
         self, noise: Tensor, latent_image: Tensor, device: Any, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any

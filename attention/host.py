@@ -166,8 +166,8 @@ class KeyMaskGuidance:
         else:
             model.set_model_sampler_post_cfg_function(self.post_cfg)
             # first of them: others change what was predicted, and are not to be guided against
-            others = model.model_options.get("sampler_pre_cfg_function", [])
-            model.model_options["sampler_pre_cfg_function"] = [self.pre_cfg, *others]
+            options: dict[str, Any] = model.model_options
+            options["sampler_pre_cfg_function"] = [self.pre_cfg, *options.get("sampler_pre_cfg_function", [])]
         model.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY_MASK_KEY, lambda patcher: self.cleanup())
 
     def outer_sample(self, executor: Callable[..., Tensor], noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -98,19 +98,22 @@ class KeepSourceRun:
         return following - min(1.0, max(0.0, (sigma - below) / (above - below)))
 
     def keep_state(self, x: Tensor, sigma: float) -> Tensor:
-        """Equation 2 on the sampler's state (B, C, H, W); in place where that is the sampler's own, returns it."""
+        """Equation 2 on the sampler's state (B, C, H, W); in place, returns it."""
         kept = blend(x, self.source.at(sigma), self.mask(sigma))
-        return x.copy_(kept) if self._in_place else kept
+        if not self._in_place:
+            self._moved = kept - x
+        return x.copy_(kept)
 
     def keep_prediction(self, denoised: Tensor, sigma: float) -> Tensor:
         """The clean source where cells are kept, the model's prediction elsewhere.
 
-        Where the sampler's state cannot be written, the prediction that takes it along the source's way.
+        A sampler whose state cannot be written measures the prediction D from the copy x' that was,
+        and takes it for x - (x' - D): it is given D + x' - x, with the D that leads along the source's way.
         """
         clean = self._clean if self._in_place else self.source.heading(sigma)
-        if clean is None:
-            return denoised
-        return torch.where(self.mask(sigma) == 0, clean, denoised)
+        if clean is not None:
+            denoised = torch.where(self.mask(sigma) == 0, clean, denoised)
+        return denoised if self._in_place else denoised + self._moved
 
     def finish(self, samples: Tensor, sigma: float, sampling: Any) -> Tensor:
         """Equation 2 on what the sampler returns, at the schedule's last sigma."""

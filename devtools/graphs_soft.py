@@ -16,9 +16,8 @@ word; everything else keeps the picture's own attention. **Proximal Guidance** d
 
 **Change:** {change}"""
 
-TEXTS = "the texts, in the same words where nothing changes; *lambda_sv* up when too little changes; *hold* keeps \
-outlines."
-SHAPES = "*grow*: room for what comes; *hold* up (0.3) when too much moves; *lambda_sv* up when too little changes."
+TEXTS = "the texts, in the same words where nothing changes; *grow* up when too little changes; *hold* keeps outlines."
+SHAPES = "*grow*: room for what comes; *hold* up (0.3) when too much moves."
 REGION = "the mask; grey is edited in part. *mask_mode*: *replace* takes the mask alone."
 SWEEP = "*lambda_s* of the four guiders: 0 keeps the picture (SDXL: nearly), 1 is the whole edit."
 

@@ -34,7 +34,7 @@ def prompt(*texts, length):
     return Prompt(tuple(Word(t, (n,)) for n, t in enumerate(texts, start=1)), (0,), (len(texts) + 1,), length)
 
 
-def timings(taus=SOME, name="sd15", lengths=(7, 7)):
+def timings(taus=SOME, name="sd15", lengths=(7, 7), grid=(6, 8)):
     """`a red star` becomes `a blue star`; the random embeddings of the conditionings stand for both."""
     block, width = BLOCKS[name]
     generator = torch.Generator().manual_seed(3)
@@ -43,7 +43,7 @@ def timings(taus=SOME, name="sd15", lengths=(7, 7)):
     )
     rows = tuple(Timing(word.text, 0.0, tau) for word, tau in zip(alignment.edit.words, taus, strict=True))
     keyword = F.normalize(torch.randn(width, generator=generator), dim=0)
-    return WordTimings(alignment, rows, keyword, None, block, torch.rand(6, 8, generator=generator))
+    return WordTimings(alignment, rows, keyword, None, block, torch.rand(*grid, generator=generator))
 
 
 def schedule(model, steps=4):
