@@ -58,13 +58,14 @@ class AdaptiveAttentionGuider(comfy.samplers.CFGGuider):
         timings: WordTimings,
         weight: Callable[[], SpatialWeight],
         mask: Tensor | None,
-        mask_mode: str,
+        mapped: bool,
         trajectory: Trajectory | None,
         hold: float,
         pair: bool,
     ) -> None:
+        """mapped: the timings' own map says where, not `mask` alone or what each evaluation shows."""
         super().__init__(model)
-        self.timings, self.weight, self.mask, self.mask_mode = timings, weight, mask, mask_mode
+        self.timings, self.weight, self.mask, self.mapped = timings, weight, mask, mapped
         self.trajectory, self.hold, self.pair = trajectory, hold, pair
         self._run: AdaptiveRun | None = None
         self._source: SourceLatents | None = None
@@ -102,7 +103,7 @@ class AdaptiveAttentionGuider(comfy.samplers.CFGGuider):
         if self.mask is not None:
             check_batch(self.mask, noise.shape[0], WHO)
             check_aspect(self.mask, noise.shape, WHO)
-        if self.mask is None or self.mask_mode == "multiply":
+        if self.mapped:
             self._check_map(noise)
             if len(noise) > 1:
                 logging.warning(
@@ -345,7 +346,8 @@ def adaptive_guider(
         if not bool(mask.any()):
             raise ValueError(f"{WHO}: mask is empty (all 0); paint the area to edit")
     weight = partial(SpatialWeight, timings, lambda_s, lambda_sv, mask, mask_mode, spatial)
-    guider: Any = AdaptiveAttentionGuider(model, timings, weight, mask, mask_mode, trajectory, hold, pair)
+    mapped = spatial == "fixed" and (mask is None or mask_mode == "multiply")
+    guider: Any = AdaptiveAttentionGuider(model, timings, weight, mask, mapped, trajectory, hold, pair)
     guider.inner_set_conds({"positive": edit, "source": source})
     if negative is not None or trajectory is not None:
         guider.inner_set_conds({"negative": source if negative is None else negative})

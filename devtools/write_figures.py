@@ -123,10 +123,7 @@ SECTIONS = (
         "colours and single shapes come out as named, several objects in one picture often do not.\n\nThe weights are "
         "those of `python dev.py train`, with one difference: from step 9,000 to 11,000 the learning rate was up to a "
         "tenth higher, since the run was then meant to be longer. The time in the file's metadata is that of a machine "
-        "with other work beside it. What else was tried: Muon for the weight matrices with the second task from the "
-        "first step comes to the same in 11,000 steps (53 % against 56 % on captions of seeds 100-195), but not "
-        "further; other samplers, schedules of guidance and more steps stay within 44 and 58 % (seeds 100-147). What "
-        "fails are colours that go to the wrong one of two shapes, and numbers.",
+        "with other work beside it.",
     ),
 )
 

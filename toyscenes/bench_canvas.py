@@ -147,6 +147,7 @@ def run_canvas(toy: Toy, seeds: range, task: str, size: tuple[int, int]) -> dict
         truths = torch.cat([v.truth for v in views])
         reachable = toy.decode(toy.encode(truths))
         exposed = torch.cat([v.canvas("black")[1] for v in views])
+        holes = dilate(exposed, DILATION)
         before = toy.samples
         ours = extend(toy, views, shipped())
         evaluations = (toy.samples - before) / len(part)
@@ -157,7 +158,7 @@ def run_canvas(toy: Toy, seeds: range, task: str, size: tuple[int, int]) -> dict
             ]
             columns.setdefault(name, []).extend(values)
         for name, pictures in (("seam", ours), ("seam_host", host), ("seam_truth", truths)):
-            columns.setdefault(name, []).extend(seam(pictures, dilate(exposed, DILATION)))
+            columns.setdefault(name, []).extend(seam(pictures, holes))
         columns.setdefault("evaluations_first", []).append(evaluations)
     return {name: round(float(np.mean(values)), 4 if "seam" in name else 3) for name, values in columns.items()}
 

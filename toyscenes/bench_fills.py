@@ -42,6 +42,7 @@ def run(seeds: range) -> dict:
         for task, part in product(("pan", "zoom"), batches(list(seeds))):
             views = [view(seed, task, (256, 256)) for seed in part]
             exposed = torch.cat([v.canvas("black")[1] for v in views])
+            holes = dilate(exposed, DILATION)
             reachable = toy.decode(toy.encode(torch.cat([v.truth for v in views])))
             fills = {settings.fill for settings in ways.values() if settings is not None}
             trajectories = {fill: inverted(toy, views, fill, STEPS) for fill in sorted(fills)}
@@ -52,7 +53,7 @@ def run(seeds: range) -> dict:
                     pictures = extend(toy, views, settings, trajectories[settings.fill])
                 triples = zip(pictures.numpy(), reachable.numpy(), exposed.numpy(), strict=True)
                 columns[name].setdefault(f"psnr_{task}", []).extend(psnr(*triple) for triple in triples)
-                columns[name].setdefault(f"seam_{task}", []).extend(seam(pictures, dilate(exposed, DILATION)))
+                columns[name].setdefault(f"seam_{task}", []).extend(seam(pictures, holes))
             print(task, part[-1], {name: mean(found[f"psnr_{task}"]) for name, found in columns.items()}, flush=True)
     rows = [
         {"settings": name, **{key: round(float(np.mean(values)), 4) for key, values in found.items()}}

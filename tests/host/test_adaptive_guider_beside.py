@@ -356,6 +356,7 @@ def test_one_map_for_several_pictures_is_said(sd15, caplog):
     beside(guider(sd15), batch=1)
     assert not caplog.records
     beside(guider(sd15, **EDIT), batch=2)
+    beside(guider(sd15, spatial="moving"), batch=2)  # read anew of each picture
     assert not caplog.records
     beside(guider(sd15), batch=2)
     assert "says where all 2 are edited" in caplog.text
