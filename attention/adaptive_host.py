@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..inversion.host import model_family, pins
 from ..inversion.proximal_host import KEY as PROXIMAL
-from ..inversion.reading import SourceLatents
+from ..inversion.reading import SourceLatents, function_name
 from ..inversion.trajectory import Trajectory
 from ..masks.grid import as_mask, check_aspect, check_batch
 from .adaptive import (
@@ -111,7 +111,7 @@ class AdaptiveAttentionGuider(comfy.samplers.CFGGuider):
                     "differ, edit one at a time, or give a mask for each with mask_mode replace", WHO, len(noise),
                 )  # fmt: skip
         if self.trajectory is None:
-            if "cfg_pp" in getattr(getattr(sampler, "sampler_function", None), "__name__", ""):
+            if "cfg_pp" in function_name(sampler):
                 raise ValueError(
                     f"{WHO}: samplers with cfg_pp in their name keep the guidance of one picture, and a generated "
                     "source and its edit are two; choose another (euler, dpmpp_2m), or give a trajectory"

@@ -10,12 +10,17 @@ from .trajectory import Trajectory
 _COPIES = ("sample_unipc", "sample_unipc_bh2")
 
 
+def function_name(sampler: Any) -> str:
+    """Name of the function that a SAMPLER of the host's calls; empty for other kinds."""
+    return getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+
+
 def hands_over_its_state(sampler: Any) -> bool:
     """Whether a sampler evaluates the model on its own x, so that what is written there stays.
 
     UniPC hands over a copy, scaled, and measures the prediction against it.
     """
-    return getattr(getattr(sampler, "sampler_function", None), "__name__", "") not in _COPIES
+    return function_name(sampler) not in _COPIES
 
 
 class SourceLatents:
