@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from draw_graphs import Group, Node, Port
-from graphs_common import CANVAS_FILL
+from graphs_common import CANVAS_FILL, FADE
 
 INPUT, OUTPUT = -10, -20  # the boundaries' ids, fixed by the host
 BOUNDARY = "boundary"  # the kind of node that the inputs come from; it is not drawn
@@ -68,11 +68,17 @@ def grown(mask: Port, pixels: int) -> Node:
 
 
 def filled(
-    ports: dict[str, Port], image: Port, mask: Port, twins: bool = False, **settings: Any
+    ports: dict[str, Port],
+    image: Port,
+    mask: Port,
+    twins: bool = False,
+    faded: Port | None = None,
+    **settings: Any,
 ) -> tuple[list[Group], Port, list[Promoted]]:
     """Forget what is under the mask and fill it from its surroundings: groups, the result, its widgets.
 
-    `twins`: what looks like it is forgotten too; `settings` are of the key mask.
+    `twins`: what looks like it is forgotten too; `faded`: the mask by which the result is put into the picture, if
+    it is not `mask`; `settings` are of the key mask.
     """
     model, vae = ports["model"], ports["vae"]
     text = empty_prompt(ports["clip"])
@@ -105,7 +111,7 @@ def filled(
     result = Node(
         "ImageCompositeMasked",
         "Only the masked area",
-        inputs={"destination": image, "source": decoded[0], "mask": mask},
+        inputs={"destination": image, "source": decoded[0], "mask": mask if faded is None else faded},
     )
     groups = [
         Group("2  Noise", YELLOW, NOISE, 90, [[text, encoded, schedule, inverted]]),
@@ -172,8 +178,17 @@ def new_canvas(description: str, fixed: dict[str, float], settings: list[str], c
     image = whole_cells("Picture in whole cells", ports["image"], "bicubic")
     placed = Node("LatentLayersPanAndZoom", colour=KEY_NODE, inputs={"image": image[0], **fixed, **changed})
     mask = grown(placed[1], CANVAS_GROW)
-    groups, result, widgets = filled(ports, placed[0], mask[0], **CANVAS_FILL)
-    note = "The exposed area, and *grow* pixels of the picture beside it, are filled like a removal."
+    soft = Node("LatentLayersSoftMask", colour=KEY_NODE, inputs={"mask": placed[1], **FADE})
+    faded = Node(
+        "MaskComposite",
+        "Nowhere beyond the grown mask",
+        inputs={"destination": soft[0], "source": mask[0], "x": 0, "y": 0, "operation": "multiply"},
+    )
+    groups, result, widgets = filled(ports, placed[0], mask[0], faded=faded[0], **CANVAS_FILL)
+    note = (
+        "The exposed area, and *grow* pixels of the picture beside it, are filled like a removal. In these pixels "
+        "the new picture fades into the old one."
+    )
     return Blueprint(
         f"{description} For Stable Diffusion 1.x, 2.x and SDXL, with pictures of about the model's size; sides are "
         "fitted to multiples of 8. grow: pixels of the picture that are drawn again at its border, 30 for a width "
@@ -181,7 +196,7 @@ def new_canvas(description: str, fixed: dict[str, float], settings: list[str], c
         inputs,
         {"image": result, "mask": mask[0]},
         [*(Promoted(name, placed, name) for name in settings), *widgets, Promoted("grow", mask, "expand")],
-        [Group("1  Canvas", BLUE, note, 90, [[image, placed, mask]]), *groups],
+        [Group("1  Canvas", BLUE, note, 110, [[image, placed, mask, soft, faded]]), *groups],
     )
 
 

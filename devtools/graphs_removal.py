@@ -6,6 +6,7 @@ from draw_graphs import Drawing, Group, Info, Node, Port
 from graphs_common import (
     BLUE,
     CANVAS_FILL,
+    FADE,
     GREEN,
     GREY,
     KEY_NODE,
@@ -96,7 +97,8 @@ FIRST_REAL = """1. **Load Checkpoint:** choose an SDXL checkpoint. (SD 1.5 works
 
 CANVAS_MASK = """## What has to be filled
 
-White is exposed. It is grown a little, so that the old border disappears.
+White is exposed. It is grown a little, so that the old border disappears. **Soft Mask** fades the new picture \
+into the old one there.
 
 **Change:** *shift* and *zoom* in **Pan And Zoom**."""
 
@@ -109,7 +111,7 @@ that must not be repeated."""
 
 FINISH_CANVAS = """## The result
 
-Inside, every pixel is that of the moved or shrunk picture."""
+Further in than the grown border, every pixel is that of the moved or shrunk picture."""
 
 
 def remove_object_groups(
@@ -120,11 +122,13 @@ def remove_object_groups(
     mask: Port,
     forget: str = FORGET,
     twins: bool = True,
+    faded: Port | None = None,
     **settings: Any,
 ) -> tuple[list[Group], Port]:
     """From mask to sampled latent, decoded: groups, and the result's port.
 
-    `twins`: what looks like the removed object is forgotten too; `settings` are of the key mask.
+    `twins`: what looks like the removed object is forgotten too; `faded`: the mask by which the result is put
+    into the picture, if it is not `mask`; `settings` are of the key mask.
     """
     invert_text = Node("CLIPTextEncode", "Empty prompt", height=110, inputs={"clip": clip, "text": ""})
     encoded = Node("VAEEncode", inputs={"pixels": image, "vae": vae})
@@ -157,7 +161,8 @@ def remove_object_groups(
         "ImageCompositeMasked",
         "Only the masked area",
         inputs={
-            "destination": image, "source": decoded[0], "x": 0, "y": 0, "resize_source": False, "mask": mask,
+            "destination": image, "source": decoded[0], "x": 0, "y": 0, "resize_source": False,
+            "mask": mask if faded is None else faded,
         },
     )  # fmt: skip
     groups = [
@@ -219,12 +224,13 @@ def canvas_graph(title: str, toy: bool, name: str, seed: int = 0, **settings: An
             start = [model, loaded, picture]
         canvas = Node("LatentLayersPanAndZoom", colour=KEY_NODE, inputs={"image": picture[0], **settings})
         mask = grown_mask(canvas[1], 8 if toy else 30)
+        faded = Node("LatentLayersSoftMask", colour=KEY_NODE, inputs={"mask": canvas[1], **(TOY_FADE if toy else FADE)})
         shown = Node("MaskToImage", inputs={"mask": mask[0]})
         middle, result = remove_object_groups(
-            model[0], model[1], model[2], canvas[0], mask[0], FILL, False, **CANVAS_FILL
+            model[0], model[1], model[2], canvas[0], mask[0], FILL, False, faded[0], **CANVAS_FILL
         )
         text = START_CANVAS.format(title=title, first=FIRST_TOY if toy else FIRST_REAL)
-        masks = [canvas, preview("Canvas", canvas[0]), mask, shown, preview("Mask", shown[0])]
+        masks = [canvas, preview("Canvas", canvas[0]), mask, shown, preview("Mask", shown[0]), faded]
         groups = [
             Group("1  Picture", BLUE, text, 300, [start], width=340),
             Group("2  Canvas", GREEN, CANVAS_MASK, 180, [masks]),
@@ -236,6 +242,7 @@ def canvas_graph(title: str, toy: bool, name: str, seed: int = 0, **settings: An
     return draw
 
 
+TOY_FADE = {"radius": 2.0, "blur": 1.25}  # within the grown border, as FADE is
 PAN: dict[str, Any] = {"shift_x": 0.2, "shift_y": 0.0, "zoom": 1.0}
 ZOOM: dict[str, Any] = {"zoom": 0.75}
 
