@@ -201,7 +201,7 @@ class AdaptiveAttentionGuider(comfy.samplers.CFGGuider):
         if len(x) != 2 * self._pictures:
             raise ValueError(
                 f"{WHO}: {len(x)} picture(s) are sampled instead of {2 * self._pictures}, source and edit; connect the "
-                "trajectory to this node too, or sample with Sampler Custom Advanced"
+                "trajectory to this node too, or sample with SamplerCustomAdvanced"
             )
         (x_source, x), timestep = x.chunk(2), timestep[: self._pictures]
         source = comfy.samplers.sampling_function(

@@ -86,7 +86,7 @@ def select(text: str, blocks: Iterable[Block], who: str) -> frozenset[tuple[str,
     """
     having = list(blocks)
     chosen: set[Block] = set()
-    terms = [term.strip().lower() for term in text.split(",") if term.strip()]
+    terms = [term.strip().lower() for term in re.split(r"[,\uff0c]", text) if term.strip()]
     if not terms:
         raise ValueError(f"{who}: blocks is empty; write all, or some of {describe(having)}")
     for position, term in enumerate(terms):

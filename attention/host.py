@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
-from ..inversion.host import pins
+from ..inversion.host import model_family, pins
 from ..inversion.trajectory import Trajectory
 from ..masks.grid import Window, as_mask, check_aspect, check_batch, check_painted, union
 from .blocks import Block, select
@@ -179,6 +179,12 @@ class KeyMaskGuidance:
         for name, mask in self.masks.items():
             check_batch(mask, noise.shape[0], KEY_MASK, name)
             check_aspect(mask, noise.shape, KEY_MASK, name)
+        options = executor.class_obj.model_options.get("transformer_options", {})
+        if not self.replaces and getattr(options.get("easycache"), "name", "") == "EasyCache":
+            raise ValueError(
+                f"{KEY_MASK}: EasyCache gives back what it keeps of a step in place of the evaluations that guidance "
+                "compares; take it off this model, or set guidance to 1"
+            )
         return executor(noise, *args, **kwargs)
 
     def _acting(self, sampling: Any, sigma: float) -> Stack | None:
@@ -297,14 +303,15 @@ def apply_keep_source(
     mask         (B, H, W) at image size, 1 = edit here, fractions mix; B is 1 or the image batch
     start, end   range in percent of the schedule; with end = 1 the clean source is returned outside the mask
 
-    Raises ValueError for bad masks and ranges; a trajectory of another size, schedule or batch
-    is found when sampling begins, before the model is loaded.
+    Raises ValueError for bad masks and ranges, and a trajectory of another model; one of another size,
+    schedule or batch is found when sampling begins, before the model is loaded.
     """
     check_range(start, end, KEEP_SOURCE)
     edited = as_mask(mask, KEEP_SOURCE)
     check_painted(edited, KEEP_SOURCE, verb="edit")
     check_aspect(edited, trajectory.shape, KEEP_SOURCE)
     check_batch(edited, max(len(edited), trajectory.batch), KEEP_SOURCE)
+    trajectory.check_model(model_family(model, KEEP_SOURCE), f"{KEEP_SOURCE}: trajectory")
     patched = model.clone()
     keep = KeepSource(trajectory, edited, start, end, pins())
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEEP_SOURCE_KEY, keep.outer_sample)

@@ -175,14 +175,15 @@ class KeepSource:
         **kwargs: Any,
     ) -> Tensor:
         """Around the sampler: prepare the run, keep the source in what is returned."""
-        schedule = sigmas.tolist()  # read before: uni_pc writes into the schedule that it is given
+        schedule = sigmas.tolist()
         sampling = guider.inner_model.model_sampling
         mask = cover(self.mask, noise.shape[-2], noise.shape[-1])
         acting = [sigma for sigma in schedule if self.range.contains(sampling, sigma)]
         in_place = hands_over_its_state(executor.class_obj)
         run = KeepSourceRun(self.trajectory, mask, schedule, acting, noise, self.pinned, in_place)
         extra_args["model_options"]["transformer_options"][self._run_key] = run
-        samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        # a copy: uni_pc writes into the schedule that it is given, and that may be a node's cached output
+        samples = executor(guider, sigmas.clone(), extra_args, callback, noise, *args, **kwargs)
         if self.range.contains(sampling, schedule[-1]):
             samples = run.finish(samples, schedule[-1], sampling)
         return samples
@@ -202,6 +203,7 @@ class KeepSource:
         sampling = executor.class_obj.inner_model.model_sampling
         if run is None or not self.range.contains(sampling, sigma):
             return executor(x, timestep, model_options, *args, **kwargs)
+        self.trajectory.check_same_size(x, WHO)
         x = run.keep_state(x, sigma)
         denoised = run.keep_prediction(executor(x, timestep, model_options, *args, **kwargs), sigma)
         run.source.prefetch_after(sigma)

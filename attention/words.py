@@ -145,7 +145,7 @@ def find_words(prompt: Prompt, names: str, where: str) -> tuple[Word, ...]:
     lacks and where there is no name.
     """
     found: dict[Word, None] = {}
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    wanted = [name.strip() for name in re.split(r"[,\uff0c]", names) if name.strip()]
     if not wanted:
         raise ValueError(f"{where}: words is empty; name some of the prompt's words: {listing(prompt.words)}")
     for name in wanted:

@@ -264,7 +264,7 @@ def edit_by_words() -> Blueprint:
         "Only the masked area",
         inputs={"destination": image[0], "source": decoded[0], "mask": mask[0]},
     )
-    look = "Edited half-way, to see where the words that are new look."
+    look = "Edited half-way, to see where the picture shows the words that go."
     draw = "Inside the mask the picture is drawn again from its own noise, by the text."
     return Blueprint(
         "Changes what two texts say differently, where the model itself finds it: no mask is painted, and every pixel "

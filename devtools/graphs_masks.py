@@ -26,13 +26,16 @@ from graphs_removal import remove_object_groups
 
 PICTURE_TOY = "Press **Run**. No download is needed: **Toy Model** is a small model that knows only such scenes."
 
-PICTURE_REAL = """1. **Load Checkpoint:** choose an SDXL checkpoint. (SD 1.5 works too: then set *megapixels* to 0.25.)
+PICTURE_REAL = """1. **Load Checkpoint:** choose an SDXL checkpoint. (SD 1.5 works too: then set {smaller}.)
 2. **Load Image:** choose your picture.
 3. Say in the texts what it shows, and what it should show. Press **Run**."""
 
-PAINTED_REAL = """1. **Load Checkpoint:** choose an SDXL checkpoint. (SD 1.5 works too: then set *megapixels* to 0.25.)
+PAINTED_REAL = """1. **Load Checkpoint:** choose an SDXL checkpoint. (SD 1.5 works too: then set {smaller}.)
 2. **Load Image:** choose your picture. Right-click it, *Open in MaskEditor*, paint where it should change, and save.
 3. Say what it should show. Press **Run**."""
+
+SMALLER = "*megapixels* to 0.25"
+SMALLER_MASK = f"{SMALLER} and *expand* to {{}}"
 
 WORDS = """# {title}
 
@@ -196,7 +199,9 @@ def edit_by_words(toy: bool):
         mask = grown_mask(found[0], 12 if toy else 48)
         shown = Node("MaskToImage", inputs={"mask": mask[0]})
         middle, result = fill_groups(3, model, picture[0], mask[0], text[0], 7.5, steps=WORD_STEPS)
-        note = WORDS.format(title=title, first=PICTURE_TOY if toy else PICTURE_REAL)
+        note = WORDS.format(
+            title=title, first=PICTURE_TOY if toy else PICTURE_REAL.format(smaller=SMALLER_MASK.format(24))
+        )
         groups = [
             Group("1  Picture", BLUE, note, 330, [start], width=340),
             Group(
@@ -255,7 +260,10 @@ def edit_by_words_inpainting(info: Info) -> Drawing:
             "destination": picture[0], "source": decoded[0], "x": 0, "y": 0, "resize_source": False, "mask": mask[0],
         },
     )  # fmt: skip
-    note = WORDS.format(title="Edit by words, with an inpainting checkpoint", first=PICTURE_REAL)
+    note = WORDS.format(
+        title="Edit by words, with an inpainting checkpoint",
+        first=PICTURE_REAL.format(smaller=SMALLER_MASK.format(24)),
+    )
     groups = [
         Group("1  Picture", BLUE, note, 330, [start], width=340),
         Group(
@@ -299,7 +307,9 @@ def remove_decorations(toy: bool):
         mask = grown_mask(found[0], 5 if toy else 20)
         shown = Node("MaskToImage", inputs={"mask": mask[0]})
         middle, result = remove_object_groups(model[0], model[1], model[2], picture[0], mask[0])
-        note = DECORATIONS.format(title=title, first=PICTURE_TOY if toy else NAMED_REAL)
+        note = DECORATIONS.format(
+            title=title, first=PICTURE_TOY if toy else NAMED_REAL.format(smaller=SMALLER_MASK.format(10))
+        )
         groups = [
             Group("1  Picture", BLUE, note, 330, [start], width=340),
             Group(
@@ -327,7 +337,7 @@ def soft_mask_edit(toy: bool):
         area = Node("MaskToImage", "Area as a picture", inputs={"mask": whole[0]})
         text = SOFT_TEXT if toy else "a wooden house in the snow"
         middle, result = fill_groups(3, model, picture[0], soft[0], text, 7.5, whole[0])
-        note = SOFT.format(title=title, first=PICTURE_TOY if toy else PAINTED_REAL)
+        note = SOFT.format(title=title, first=PICTURE_TOY if toy else PAINTED_REAL.format(smaller=SMALLER))
         masks = [soft, shown, preview("Strength", shown[0]), whole, area, preview("Mask", area[0])]
         if not toy:
             masks.insert(0, painted.node)

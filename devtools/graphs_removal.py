@@ -91,7 +91,8 @@ START_CANVAS = """# {title}
 
 FIRST_TOY = "Press **Run**. No download is needed: **Toy Model** is a small model that knows only such scenes."
 
-FIRST_REAL = """1. **Load Checkpoint:** choose an SDXL checkpoint. (SD 1.5 works too: then set *megapixels* to 0.25.)
+FIRST_REAL = """1. **Load Checkpoint:** choose an SDXL checkpoint. (SD 1.5 works too: then set *megapixels* to 0.25 \
+and *expand* to 15.)
 2. **Load Image:** choose your picture.
 3. Press **Run**."""
 
@@ -224,7 +225,7 @@ def canvas_graph(title: str, toy: bool, name: str, seed: int = 0, **settings: An
             start = [model, loaded, picture]
         canvas = Node("LatentLayersPanAndZoom", colour=KEY_NODE, inputs={"image": picture[0], **settings})
         mask = grown_mask(canvas[1], 8 if toy else 30)
-        faded = Node("LatentLayersSoftMask", colour=KEY_NODE, inputs={"mask": canvas[1], **(TOY_FADE if toy else FADE)})
+        faded = Node("LatentLayersSoftMask", colour=KEY_NODE, inputs={"mask": canvas[1], **FADE})
         shown = Node("MaskToImage", inputs={"mask": mask[0]})
         middle, result = remove_object_groups(
             model[0], model[1], model[2], canvas[0], mask[0], FILL, False, faded[0], **CANVAS_FILL
@@ -242,7 +243,6 @@ def canvas_graph(title: str, toy: bool, name: str, seed: int = 0, **settings: An
     return draw
 
 
-TOY_FADE = {"radius": 2.0, "blur": 1.25}  # within the grown border, as FADE is
 PAN: dict[str, Any] = {"shift_x": 0.2, "shift_y": 0.0, "zoom": 1.0}
 ZOOM: dict[str, Any] = {"zoom": 0.75}
 

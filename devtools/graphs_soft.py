@@ -4,7 +4,7 @@ from typing import Any
 
 from draw_graphs import Drawing, Group, Info, Node, Port
 from graphs_common import BLUE, GREEN, GREY, KEY_NODE, PURPLE, RED, SCHEDULER, STEPS, YELLOW, preview, saved
-from graphs_masks import PAINTED_REAL, PICTURE_REAL, PICTURE_TOY, start_nodes
+from graphs_masks import PAINTED_REAL, PICTURE_REAL, PICTURE_TOY, SMALLER, start_nodes
 
 SOFT = """# {title}
 
@@ -16,6 +16,8 @@ word; everything else keeps the picture's own attention. **Proximal Guidance** d
 
 **Change:** {change}"""
 
+SMALL = f"{SMALLER}, and *dilation* in **Proximal Guidance** to 2"
+PAINTED_TEXTS = PAINTED_REAL.replace("Say what", "Say in the texts what it shows, and what")
 TEXTS = "the texts, in the same words where nothing changes; *grow* up when too little changes; *hold* keeps outlines."
 SHAPES = "*grow*: room for what comes; *hold* up (0.3) when too much moves."
 REGION = "the mask; grey is edited in part. *mask_mode*: *replace* takes the mask alone."
@@ -180,7 +182,8 @@ def soft_edit(example: Example, name: str, painted: bool = False):
                 )
                 nodes, result = [*nodes, taken], taken[0]
             title = f"Try me: {example.title[0].lower()}{example.title[1:]}" if toy else example.title
-            first = PICTURE_TOY if toy else PAINTED_REAL if painted else PICTURE_REAL
+            real = PAINTED_TEXTS if painted else PICTURE_REAL
+            first = PICTURE_TOY if toy else real.format(smaller=SMALL)
             note = SOFT.format(title=title, first=first, change=example.change)
             return Drawing(
                 info,
@@ -220,7 +223,8 @@ def strength_sweep(toy: bool):
             joined.append(stitched)
             row = stitched[0]
         title = "Try me: strength sweep" if toy else STRENGTHS.title
-        note = SOFT.format(title=title, first=PICTURE_TOY if toy else PICTURE_REAL, change=STRENGTHS.change)
+        first = PICTURE_TOY if toy else PICTURE_REAL.format(smaller=SMALL)
+        note = SOFT.format(title=title, first=first, change=STRENGTHS.change)
         return Drawing(
             info,
             [

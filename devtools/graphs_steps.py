@@ -12,7 +12,7 @@ build something that it cannot do."""
 
 NOISE = """## Find the picture's noise
 
-**Invert** finds the noise and every step between. **Split Sigmas** parts the schedule: 40 steps that fill the old \
+**Invert** finds the noise and every step between. **SplitSigmas** parts the schedule: 40 steps that fill the old \
 place, 10 that blend the layer in."""
 
 FORGET = """## Fill the old place

@@ -2,7 +2,7 @@
 
 from draw_graphs import Drawing, Group, Info, Node, Port
 from graphs_common import BLUE, GREEN, GREY, KEY_NODE, PURPLE, SCHEDULER, grown_mask, preview, saved
-from graphs_masks import PAINTED_REAL, PICTURE_REAL, PICTURE_TOY, RESULT, start_nodes, text_node
+from graphs_masks import PAINTED_REAL, PICTURE_REAL, PICTURE_TOY, RESULT, SMALLER, SMALLER_MASK, start_nodes, text_node
 
 TURNS = """# {title}
 
@@ -87,7 +87,13 @@ def ten_turns(info: Info) -> Drawing:
     for number, text in enumerate(REAL_TURNS[1:], 1):
         group, now, said = turn(number, model, now, said, text)
         groups.append(group)
-    return in_a_row(info, TURNS.format(title="Ten turns", first=PICTURE_REAL), [*start, first], groups, now)
+    return in_a_row(
+        info,
+        TURNS.format(title="Ten turns", first=PICTURE_REAL.format(smaller=f"{SMALLER} and *grow* to 24")),
+        [*start, first],
+        groups,
+        now,
+    )
 
 
 def try_me_ten_turns(info: Info) -> Drawing:
@@ -161,7 +167,9 @@ def best_of_four(toy: bool):
             },
         )  # fmt: skip
         ranking = Node("PreviewAny", "Ranking", 140, {"source": best[2]})
-        note = BEST.format(title=title, first=PICTURE_TOY if toy else PAINTED_REAL)
+        note = BEST.format(
+            title=title, first=PICTURE_TOY if toy else PAINTED_REAL.format(smaller=SMALLER_MASK.format(15))
+        )
         masks = [mask] if toy else [painted.node, mask]
         groups = [
             Group("1  Picture", BLUE, note, 330, [start], width=340),

@@ -147,13 +147,13 @@ class HostServer:
 def temporary_server(name: str, options: Sequence[str] = ()) -> Iterator[HostServer]:
     """A server in a fresh folder under .dev/run, deleted afterwards, kept when something failed.
 
-    A SIGTERM to this process stops the server too. Raises ServerError like HostServer.start.
+    SIGTERM and SIGHUP to this process stop the server too. Raises ServerError like HostServer.start.
     """
     RUNS.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=RUNS))
     keep = False
     try:
-        with _exit_on_sigterm(), HostServer(folder, options) as server:
+        with _interrupted_when_ended(), HostServer(folder, options) as server:
             yield server
     except Exception:
         keep = True  # its log says more
@@ -172,16 +172,25 @@ def _answers(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that `finally` and `with` stop what was started."""
+def _interrupted_when_ended() -> Iterator[None]:
+    """Let what ends a process unwind the stack, so that `finally` and `with` stop what was started.
+
+    As Ctrl+C does: a test runner takes any other exception for one failed test, and goes on.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    previous = {number: signal.signal(number, _interrupt) for number in (getattr(signal, name) for name in names)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 if sys.platform == "win32":

@@ -160,7 +160,7 @@ EXAMPLES = {
         ),
     ),
     "retype_word": Example(
-        "set a letter anew",
+        "set lettering anew",
         "The T is removed, and an H from another picture is laid on in its place.",
         4,
         3,

@@ -19,6 +19,7 @@ import pack
 MODULE = pack.ROOT / "devtools" / "run_module.py"
 TIERS = ("unit", "host", "browser")
 NO_TESTS = 5  # pytest's exit status when it found nothing to run
+PATIENCE = 60  # seconds that a stage has for its clean-up when it is ended
 # The host tier whole, in two processes with half the cores each: small tensors gain little from more threads.
 PROCESSES = ("-n", "2", "--dist", "loadfile")
 
@@ -98,7 +99,10 @@ def run(stage: Stage, filtered: bool) -> Verdict:
     finally:
         if process.poll() is None:  # we are being ended: pytest gets to run its own clean-up
             process.terminate()
-            process.wait()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
     status = "ok" if code == 0 else f"FAILED (exit status {code})"
     if code == NO_TESTS and stage.word in TIERS and (filtered or not has_tests(stage.word)):
         status = "no tests"
@@ -132,8 +136,10 @@ def main(arguments: Sequence[str]) -> int:
     for verdict in verdicts:
         print(f"{verdict.stage.title:16} {verdict.seconds:6.1f} s  {verdict.status}")
     failed = any(verdict.status.startswith("FAILED") for verdict in verdicts)
-    print("FAILED" if failed else "all passed")
-    return 1 if failed else 0
+    tiers = [verdict.status for verdict in verdicts if verdict.stage.word in TIERS]
+    nothing = filtered and bool(tiers) and set(tiers) == {"no tests"}
+    print("FAILED" if failed else "FAILED: no test has that name" if nothing else "all passed")
+    return 1 if failed or nothing else 0
 
 
 if __name__ == "__main__":

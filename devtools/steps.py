@@ -44,11 +44,16 @@ class Step:
     def run(self) -> None:
         """Make the folder, or bring it up to date; the stamp comes last.
 
-        Raises whatever `build` or `update` raise; the folder then has no stamp.
+        Raises whatever `build` or `update` raise; the folder then has no stamp. But an update that
+        says why it cannot be made now (SetupError) is tried again next time: what was built before stays.
         """
         if self.update is not None and self._found() is not None:
             (self.target / STAMP).unlink()
-            self.update(self.target)
+            try:
+                self.update(self.target)
+            except SetupError:
+                write_stamp(self.target, "update failed")
+                raise
         else:
             remove(self.target)
             self.build(self.target)

@@ -74,10 +74,10 @@ def parse_moves(text: str, width: int, height: int, where: str) -> tuple[Move, .
     nothing. Raises ValueError for what is no pair of numbers; `where` names node and input.
     """
     moves = []
-    for part in re.split(r"[;\n]", text):
+    for part in re.split(r"[;\uff1b\n]", text):
         if not part.strip():
             continue
-        values = [value for value in re.split(r"[,\s]+", part.strip()) if value]
+        values = [value for value in re.split(r"[,\uff0c\s]+", part.strip()) if value]
         if len(values) != 2:
             raise ValueError(f"{where}: {part.strip()!r} is not a move; write right, down, e.g. 120, -40 or 10%, 0")
         pair = [_pixels(value, size, where) for value, size in zip(values, (width, height), strict=True)]

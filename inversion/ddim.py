@@ -13,6 +13,13 @@ Fixed-point refinement evaluates it again at the estimate of x(σ').
 Here the first estimate of x(σ') is made with the ε of the step below, which is known
 already: the same number of evaluations, and the round trip is as exact as after one
 refinement of the usual way.
+
+Models with zero terminal SNR reach up to σ in the thousands, in one or two steps. There x
+is nearly all noise, and what is wrong in an estimate of x(σ') goes back into ε almost
+whole, so that the iteration hardly moves. What it predicts of the picture, D = x − σ·ε,
+depends little on x there, and the same fixed point is looked for by it:
+
+    x(σ') = D(x(σ')) + (x(σ) − D(x(σ')))·σ'/σ
 """
 
 from collections.abc import Callable, Iterator
@@ -22,6 +29,11 @@ import torch
 from torch import Tensor
 
 Sigma = Tensor | float
+
+# From here on, above all that models without zero terminal SNR know, and for steps that
+# multiply σ by more than this, the fixed point is looked for by D.
+_FAR = 15.0
+_WIDE = 1.5
 
 
 def vp_input_scale(sigma: Sigma) -> Sigma:
@@ -47,6 +59,12 @@ def ddim_inversion_step(
     """
     # The network must see the lower latent in the scaling of its own level: whoever
     # evaluates it at σ_next will apply σ_next's scale, so exchange one for the other.
+    if guess is not None and float(sigma) > _FAR and float(sigma_next) > _WIDE * float(sigma):
+        x_next = x + (sigma_next - sigma) * guess
+        for _ in range(1 + refinements):
+            denoised = x_next - sigma_next * predict_noise(x_next, sigma_next)
+            x_next = denoised + (x - denoised) * (sigma_next / sigma)
+        return x_next
     shown = x * (input_scale(sigma) / input_scale(sigma_next)) if guess is None else x + (sigma_next - sigma) * guess
     x_next = x + (sigma_next - sigma) * predict_noise(shown, sigma_next)
     for _ in range(refinements):

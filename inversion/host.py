@@ -206,7 +206,7 @@ def sample_recording(
     trajectory.check_model(family, f"{where}: trajectory")
     levels = descending(sigmas, f"{where}: sigmas")
     if float(sigmas[0]) < float(sigmas[-1]):
-        raise ValueError(f"{where}: sigmas go up, towards noise; remove Flip Sigmas (Invert is the way up)")
+        raise ValueError(f"{where}: sigmas go up, towards noise; remove FlipSigmas (Invert is the way up)")
     trajectory.check_schedule(levels, f"{where}: sigmas")
 
     start = trajectory.at(levels[0])

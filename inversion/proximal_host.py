@@ -115,10 +115,11 @@ class ProximalGuidance:
         noise: Tensor, *args: Any, **kwargs: Any,
     ) -> Tensor:  # fmt: skip
         """Around the sampler: prepare the run, and pull what is returned as every step's result is."""
-        schedule = sigmas.tolist()  # read before: uni_pc writes into the schedule that it is given
+        schedule = sigmas.tolist()
         run = ProximalRun(self.trajectory, schedule, noise, executor.class_obj)
         extra_args["model_options"]["transformer_options"][self._run_key] = run
-        samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        # a copy: uni_pc writes into the schedule that it is given, and that may be a node's cached output
+        samples = executor(guider, sigmas.clone(), extra_args, callback, noise, *args, **kwargs)
         return run.pull(samples.clone(), schedule[-1], self.settings.strength)
 
     def predict_noise(
@@ -129,6 +130,7 @@ class ProximalGuidance:
         run: ProximalRun | None = model_options.get("transformer_options", {}).get(self._run_key)
         if run is None:
             return executor(x, timestep, model_options, *args, **kwargs)
+        self.trajectory.check_same_size(x, WHO)
         sigma = float(timestep.flatten()[0])
         x = run.pull(x if run.in_place else x.clone(), sigma, self.settings.strength)
         run.edited = None  # no area where this evaluation has no guidance

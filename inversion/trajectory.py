@@ -13,8 +13,9 @@ from torch import Tensor
 # e.g. a trip through log σ, moves a value by about 1e-6.
 SIGMA_TOLERANCE = 1e-5
 
-# At or below this σ a latent counts as clean: the host's FlipSigmas writes 0.0001 for 0.
-CLEAN_SIGMA = 1.01e-4
+# At or below this σ a latent counts as clean: for 0 the host's FlipSigmas writes 0.0001, and its
+# uni_pc 0.001.
+CLEAN_SIGMA = 1.01e-3
 
 
 class LatentFormat(Protocol):
@@ -300,6 +301,14 @@ class Trajectory:
             raise ValueError(
                 f"{where}: {batch} latent(s) in the batch, {self.batch} in the trajectory; "
                 "use as many pictures, or a trajectory of one"
+            )
+
+    def check_same_size(self, x: Tensor, who: str) -> None:
+        """Raise ValueError where a sampler's x (B, C, H, W) has changed its size on the way."""
+        if tuple(x.shape[-2:]) != self.size:
+            raise ValueError(
+                f"{who}: the sampler has changed the picture's size on the way, from {_as_size(self.size)} to "
+                f"{_as_size(x.shape[-2:])}; choose one that does not"
             )
 
     def check_model(self, family: ModelFamily, where: str) -> None:

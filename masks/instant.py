@@ -243,10 +243,7 @@ class Refinement:
         return pooled[0], min_max(pooled[1:])
 
     def __call__(self, attention: Tensor) -> tuple[Tensor, Tensor]:
-        """One step's attention (tokens, h, w) -> M_t and A_ref in [0, 1], both (h, w) float32 on the grid.
-
-        Raises ValueError at the first step when the user's roles leave no word at +1.
-        """
+        """One step's attention (tokens, h, w) -> M_t and A_ref in [0, 1], both (h, w) float32 on the grid."""
         if self.settings.running_mean:
             self._sum = attention.float() if self._sum is None else self._sum + attention
             self._steps += 1
@@ -269,19 +266,16 @@ class Refinement:
         if not leads and among:
             leads = (among[clearest(maps[list(among)])],)
         if not leads:
+            # a word that the user takes off cannot be what the others are compared with
+            free = [n for n in range(len(maps)) if self._given.positions.get(n, 1) == 1]
             reference = reference_map(start, settings.invert_start)
-            leads = (index_word(reference, maps, settings.correlation),)
+            leads = (free[index_word(reference, maps[free], settings.correlation)],)
         lead = min_max(torch.stack([maps[n] for n in leads]).mean(0))
         similarity = similarities(lead, maps, settings.correlation).tolist()
         found = position_vector(similarity, settings.lambda1, settings.lambda2) if settings.refine else [0] * len(maps)
         found = [1 if n in leads else p for n, p in enumerate(found)]
         position = [self._given.positions.get(n, p) for n, p in enumerate(found)]
         names = listing(self.words).split(", ")
-        if 1 not in position:
-            raise ValueError(
-                f"{self._who}: words takes the +1 from every word that had it, {names[leads[0]]!r} among them; give "
-                "one a +"
-            )
         return tuple(Role(names[n], position[n], similarity[n], n in leads) for n in range(len(names)))
 
 

@@ -78,8 +78,9 @@ class InstantBlend:
     """One run: the mask is made from every evaluation and holds the source outside it in the next.
 
     InstDiffEdit, section 4.3: x <- x_src + M_t * (x - x_src), x_src the source with the picture's
-    own noise at the level that x is at now. As in `attention.keep_source` it happens where the
-    model is asked, so any sampler works, and the prediction is the source where M_t is 0.
+    own noise at the level that x is at now. It happens where the model is asked, so any sampler
+    works, and the prediction is the source where M_t is 0. (UniPC asks with a copy of its x: there
+    a cell that comes back into the mask goes on from near the source, not from it.)
     """
 
     def __init__(self, captures: Sequence[Capture], refinement: Refinements) -> None:
@@ -173,14 +174,14 @@ def instant_mask(
     if seeds < 1 or steps < 2:
         raise ValueError(f"{INSTANT}: seeds is {seeds} and steps is {steps}; use at least 1 seed and 2 steps")
     _check_latent(model, latent)
+    blocks, grid = blocks_near(model, latent.shape, INSTANT), (latent.shape[-2], latent.shape[-1])
     prompt, source_prompt = _read(clip, text, INSTANT), None
     given = read_roles(words, prompt, INSTANT)
     if source_text.strip():
-        source_prompt = _read(clip, source_text, INSTANT)
+        source_prompt = _read(clip, source_text, f"{INSTANT}: source_text")
     asked = _asked(prompt, source_prompt, given, guided=cfg != 1)
     if source_prompt is not None:
         negative = clip.encode_from_tokens_scheduled(clip.tokenize(source_text))
-    blocks, grid = blocks_near(model, latent.shape, INSTANT), (latent.shape[-2], latent.shape[-1])
     captures = {name: Capture(blocks, one.length, _CONDITIONINGS[name]) for name, (one, _) in asked.items()}
     parts = [Refinement(one, grid, settings, roles, INSTANT, latent[0]) for one, roles in asked.values()]
     run = InstantBlend(tuple(captures.values()), Refinements(parts))
@@ -300,7 +301,7 @@ class WordReading(comfy.samplers.Sampler):
         per_image = noise.new_ones([len(noise)])
         levels = sigmas.tolist()
         for step in comfy.k_diffusion.sampling.trange(len(levels), disable=disable_pbar):
-            x = self.trajectory.at(levels[step]).to(noise)
+            x = self.trajectory.at(levels[step]).to(noise, copy=True)  # what is asked with it may write into it
             denoised = model_wrap(x, levels[step] * per_image, **extra_args)
             attention = self.capture.take()
             self.attention = attention if self.attention is None else self.attention + attention

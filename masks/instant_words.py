@@ -6,6 +6,7 @@ the picture shows, lies there. What the new words name is not in the picture yet
 are asked only where nothing goes for them.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -44,7 +45,7 @@ def read_roles(text: str, prompt: Prompt, who: str) -> Given:
     """
     positions: dict[int, int] = {}
     leads: set[int] = set()
-    for term in (term.strip() for term in text.split(",")):
+    for term in (term.strip() for term in re.split(r"[,\uff0c]", text)):
         if not term:
             continue
         name = term[1:].strip() if term[0] in ROLES else term

@@ -68,7 +68,11 @@ def read_points(text: str, width: int, height: int, where: str) -> tuple[Point, 
     if text.lstrip().startswith("["):
         pairs = _json_pairs(text, where)
     else:
-        pairs = [(part.strip(), re.split(r"[,\s]+", part.strip())) for part in re.split(r"[;\n]", text) if part.strip()]
+        pairs = [
+            (part.strip(), re.split(r"[,\uff0c\s]+", part.strip()))
+            for part in re.split(r"[;\uff1b\n]", text)
+            if part.strip()
+        ]
     points = []
     for number, (shown, values) in enumerate(pairs, start=1):
         try:

@@ -103,19 +103,32 @@ def threshold_changes(
     allowed = None if mask is None else as_mask(mask, WHO)
     _check(previous, new, allowed)
     if reference is not None:
+        _check_picture("reference", reference)
         _check(previous[:1], reference[:1], None, "reference")
         check_batch(reference, max(len(previous), len(new)), WHO, "reference")
-    distance = colour_distance(previous if reference is None else reference, new, low_pass)
-    distance = distance.expand(max(len(previous), len(new)), -1, -1)
-    share = soft_border(distance >= alpha, soft_edge)
-    if allowed is not None:
-        share = share * allowed
+    since = previous if reference is None else reference
+    parts = []
+    for n in range(max(len(previous), len(new))):  # one at a time: double precision takes much memory
+        distance = colour_distance(_of(since, n), _of(new, n), low_pass)
+        share = soft_border(distance >= alpha, soft_edge)
+        if allowed is not None:
+            share = share * _of(allowed, n)
+        parts.append((_mixed(_of(previous, n), _of(new, n), share), share.float(), distance.float()))
+    return Thresholded(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _of(batch: Tensor, index: int) -> Tensor:
+    """One of a batch, as a batch; a batch of 1 is repeated."""
+    return batch if len(batch) == 1 else batch[index : index + 1]
+
+
+def _mixed(previous: Tensor, new: Tensor, share: Tensor) -> Tensor:
+    """Two pictures (1, H, W, 3) mixed by the share of the new one, in the previous one's precision and device."""
     weight = share.unsqueeze(-1).to(previous.device)
     before, after = previous.detach(), new.detach().to(previous)
     mixed = torch.lerp(before.double(), after.double(), weight).to(previous.dtype)
     # where nothing is mixed the pixels are copied: arithmetic would round them
-    image = torch.where(weight == 0, before, torch.where(weight == 1, after, mixed))
-    return Thresholded(image, share.float(), distance.float())
+    return torch.where(weight == 0, before, torch.where(weight == 1, after, mixed))
 
 
 def change_picture(distance: Tensor, alpha: float = ALPHA) -> Tensor:
@@ -125,10 +138,14 @@ def change_picture(distance: Tensor, alpha: float = ALPHA) -> Tensor:
     The scale is the same for all pictures: white is black turned white, and the hot part grows
     with the square root, so that small changes are told apart too.
     """
-    values = distance.detach().to(device="cpu", dtype=torch.float64)
-    kept = values / max(alpha, 1e-9)
-    changed = ((values - alpha) / max(_LARGEST - alpha, 1e-9)).clamp_(0.0, 1.0).sqrt_()
-    return torch.where((values < alpha)[..., None], _colours(kept, _KEPT), _colours(changed, _CHANGED)).float()
+    pictures = []
+    for values in distance.detach().to(device="cpu").split(1):  # one at a time: double precision takes much memory
+        values = values.double()
+        kept = values / max(alpha, 1e-9)
+        changed = ((values - alpha) / max(_LARGEST - alpha, 1e-9)).clamp_(0.0, 1.0).sqrt_()
+        colours = torch.where((values < alpha)[..., None], _colours(kept, _KEPT), _colours(changed, _CHANGED))
+        pictures.append(colours.float())
+    return torch.cat(pictures)
 
 
 def _colours(share: Tensor, stops: tuple[tuple[float, float, float], ...]) -> Tensor:
@@ -139,17 +156,22 @@ def _colours(share: Tensor, stops: tuple[tuple[float, float, float], ...]) -> Te
     return torch.lerp(table[first], table[first + 1], (place - first)[..., None])
 
 
+def _check_picture(name: str, image: Tensor) -> None:
+    """Raise ValueError where an input is no batch of RGB pictures."""
+    if image.ndim != 4 or image.numel() == 0:
+        raise ValueError(f"{WHO}: {name} has shape {tuple(image.shape)}; an IMAGE is (batch, height, width, 3)")
+    if image.shape[-1] == 4:
+        raise ValueError(f"{WHO}: {name} has 4 channels (RGBA); take the alpha off with Split Image with Alpha")
+    if image.shape[-1] != 3:
+        raise ValueError(f"{WHO}: {name} has {image.shape[-1]} channels; give an RGB picture, of 3")
+    if not bool(torch.isfinite(image).all()):
+        raise ValueError(f"{WHO}: {name} has values that are not numbers; repair the node that makes it")
+
+
 def _check(previous: Tensor, new: Tensor, mask: Tensor | None, called: str = "new") -> None:
     """Raise ValueError where two pictures and a mask cannot be of one thing."""
     for name, image in {"previous": previous, called: new}.items():
-        if image.ndim != 4 or image.numel() == 0:
-            raise ValueError(f"{WHO}: {name} has shape {tuple(image.shape)}; an IMAGE is (batch, height, width, 3)")
-        if image.shape[-1] == 4:
-            raise ValueError(f"{WHO}: {name} has 4 channels (RGBA); take the alpha off with Split Image with Alpha")
-        if image.shape[-1] != 3:
-            raise ValueError(f"{WHO}: {name} has {image.shape[-1]} channels; give an RGB picture, of 3")
-        if not bool(torch.isfinite(image).all()):
-            raise ValueError(f"{WHO}: {name} has values that are not numbers; repair the node that makes it")
+        _check_picture(name, image)
     size, other = previous.shape[1:3], new.shape[1:3]
     if size != other:
         raise ValueError(

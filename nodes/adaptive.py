@@ -26,7 +26,7 @@ class AdaptiveAttentionGuider(io.ComfyNode):
             category=CATEGORY,
             description="Edits a picture softly by a prompt: the source is denoised beside the edit, which takes "
             "attention over word by word, and only where the edit is to be. For Sample Trajectory with a real "
-            "picture, or for Sampler Custom Advanced.",
+            "picture, or for SamplerCustomAdvanced.",
             search_aliases=["adapedit", "prompt to prompt", "soft edit", "cross attention control", "emu edit"],
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint that the timings were made with."),
@@ -46,7 +46,7 @@ class AdaptiveAttentionGuider(io.ComfyNode):
                 _part(
                     "lambda_sv",
                     LAMBDA_SV,
-                    "Factor of the map of the place. Higher edits more, and further around it.",
+                    "Factor of the map of the place, cut at 1. Higher edits further around it.",
                     most=4.0,
                 ),
                 _part(
@@ -92,7 +92,7 @@ class AdaptiveAttentionGuider(io.ComfyNode):
                     tooltip="Without a trajectory: return the generated source before the edit, in one batch.",
                 ),
             ],
-            outputs=[io.Guider.Output(tooltip="For Sample Trajectory or Sampler Custom Advanced.")],
+            outputs=[io.Guider.Output(tooltip="For Sample Trajectory or SamplerCustomAdvanced.")],
         )
 
     @classmethod

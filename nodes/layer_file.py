@@ -94,8 +94,9 @@ class LoadLayers(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, file) -> bool | str:
-        if folder_paths.exists_annotated_filepath(file):
+    def validate_inputs(cls, file: str | None) -> bool | str:
+        # None: another node will say, and loading checks again
+        if file is None or folder_paths.exists_annotated_filepath(file):
             return True
         return (
             f"{file!r} is not in the input or output folder; copy it into the input folder, or choose another file "
@@ -104,7 +105,9 @@ class LoadLayers(io.ComfyNode):
 
     @classmethod
     @override
-    def fingerprint_inputs(cls, file) -> str:
+    def fingerprint_inputs(cls, file: str | None) -> str:
+        if file is None:
+            return ""
         found = os.stat(folder_paths.get_annotated_filepath(file))
         return f"{found.st_mtime_ns} {found.st_size}"
 

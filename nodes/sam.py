@@ -38,8 +38,9 @@ class LoadSegmentAnything(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, checkpoint) -> bool | str:
-        return sam_host.check_exists(checkpoint) or True
+    def validate_inputs(cls, checkpoint: str | None) -> bool | str:
+        # None: another node will say, and loading checks again
+        return True if checkpoint is None else sam_host.check_exists(checkpoint) or True
 
     @classmethod
     @override

@@ -31,8 +31,8 @@ class Invert(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="The picture, from VAE Encode with this checkpoint's VAE."),
                 io.Sigmas.Input(
                     "sigmas",
-                    tooltip="The schedule, e.g. Basic Scheduler with 50 steps. Give the same one to Sample. Either "
-                    "direction; for a part of it (Split Sigmas) the latent stands at the part's lowest noise level.",
+                    tooltip="The schedule, e.g. BasicScheduler with 50 steps. Give the same one to Sample. Either "
+                    "direction; for a part of it (SplitSigmas) the latent stands at the part's lowest noise level.",
                 ),
                 io.Int.Input(
                     "refinements",
@@ -74,7 +74,7 @@ class Sample(io.ComfyNode):
                 io.Sampler.Input("sampler", tooltip="Any sampler; euler retraces the inversion most closely."),
                 io.Sigmas.Input(
                     "sigmas",
-                    tooltip="The schedule that the trajectory was made with, or a part of it (Split Sigmas): "
+                    tooltip="The schedule that the trajectory was made with, or a part of it (SplitSigmas): "
                     "sampling starts from the trajectory at its first noise level.",
                 ),
                 Trajectory.Input("trajectory", tooltip="Where to start from: of Invert or another Sample Trajectory."),

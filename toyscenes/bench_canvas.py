@@ -25,7 +25,7 @@ SHIFT = 0.2
 ZOOMS = {"zoom": 1 / 1.25, "zoom_far": 1 / 1.5}
 GRAPH = Path(__file__).parent.parent / "workflows" / "api" / "pan.json"
 DILATION = 30 / 1024  # of the width: DesignEdit's for pan and zoom
-FADE = {"radius": 9 / 1024, "blur_sigma": 5 / 1024}  # within that border, as in the graphs
+FADE = {"radius": 0.0088, "blur_sigma": 0.0049}  # within that border, as in the graphs
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +51,8 @@ def run(seeds: range) -> dict:
             key = json.dumps(settings, sort_keys=True)
             if key not in known:
                 known[key] = {str(length): values for length, values in masked_runs(toy, data, settings)}
-                path.write_text(json.dumps(known))
+                path.with_suffix(".draft").write_text(json.dumps(known))
+                os.replace(path.with_suffix(".draft"), path)
                 print(settings, {length: mean(values) for length, values in known[key].items()}, flush=True)
             rows += [
                 {"table": name, **settings, "steps": int(length), "psnr_inside": mean(values),
@@ -63,10 +65,11 @@ def run(seeds: range) -> dict:
 def _earlier(seeds: range) -> tuple[Path, dict]:
     """File of the results so far (a sweep takes long on two cores), and what is in it.
 
-    It is named after the weights and the seeds: other weights begin anew.
+    It is named after the weights, the code and the seeds: other weights, or a change of the pack, begin anew.
     """
-    weights = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:12]
-    path = Path(tempfile.gettempdir()) / f"latent-layers-sweep-{weights}-{seeds[0]}-{seeds[-1]}.json"
+    sources = sorted(path for path in WEIGHTS.parent.parent.glob("[!.]*/*.py") if path.parent.name != "tests")
+    version = hashlib.sha256(b"".join(path.read_bytes() for path in (WEIGHTS, *sources))).hexdigest()[:12]
+    path = Path(tempfile.gettempdir()) / f"latent-layers-sweep-{version}-{seeds[0]}-{seeds[-1]}.json"
     return path, json.loads(path.read_text()) if path.exists() else {}
 
 

@@ -8,6 +8,7 @@ checkpoint from before its decay.
 import copy
 import json
 import math
+import multiprocessing
 import shutil
 import time
 from collections.abc import Callable
@@ -60,7 +61,7 @@ class Pictures(torch.utils.data.Dataset):
         self.count, self.vocabulary, self.empty, self.first = count, vocabulary, empty, first
 
     def __len__(self) -> int:
-        return self.count - self.first
+        return max(0, self.count - self.first)  # a shorter run than the one before has nothing left to do
 
     def __getitem__(self, position: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         index = position + self.first
@@ -241,7 +242,10 @@ def _diffusion(
     half = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     encoder = copy.deepcopy(autoencoder.analysis).to(device)
     data = Pictures(settings.steps * settings.batch, vocabulary, settings.empty_captions, first * settings.batch)
-    loader = torch.utils.data.DataLoader(data, settings.batch, num_workers=1, prefetch_factor=4)
+    # a worker that is not forked does not know the pack by its name here
+    forks = multiprocessing.get_start_method() == "fork"
+    workers = {"num_workers": 1, "prefetch_factor": 4} if forks else {}
+    loader = torch.utils.data.DataLoader(data, settings.batch, **workers)
     step_model: Callable = torch.compile(model) if shutil.which("c++") else model
     began, losses, hints = time.perf_counter() - spent, [], []
     for step, (pictures, ids, shares) in enumerate(loader, first):

@@ -4,6 +4,7 @@ import comfy.ldm.modules.attention as host_attention
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy_extras import nodes_easycache
 
 from latent_layers.attention.host import apply_key_mask
 from latent_layers.attention.key_mask import KeyMaskPatch
@@ -126,3 +127,17 @@ def test_patch_is_one_object_per_pass(sd15):
     )
     sample(patched)
     assert all([isinstance(p, KeyMaskPatch) for p in patches] == [False, True] for patches in found)
+
+
+def test_a_cache_of_whole_evaluations_cannot_be_guided_against(sd15):
+    """It would give back the plain evaluation in place of the masked one."""
+    cached = nodes_easycache.EasyCacheNode.execute(sd15, 0.2, 0.15, 0.95, False)[0]
+    for model in (
+        apply_key_mask(cached, mask(), guidance=7.5),
+        nodes_easycache.EasyCacheNode.execute(apply_key_mask(sd15, mask(), guidance=7.5), 0.2, 0.15, 0.95, False)[0],
+    ):
+        with pytest.raises(ValueError, match="Key-Masked Self-Attention: EasyCache .* or set guidance to 1"):
+            sample(model)
+    assert torch.isfinite(sample(apply_key_mask(cached, mask(), guidance=1.0))).all()
+    lazy = nodes_easycache.LazyCacheNode.execute(sd15, 0.2, 0.15, 0.95, False)[0]
+    assert torch.isfinite(sample(apply_key_mask(lazy, mask(), guidance=7.5))).all()

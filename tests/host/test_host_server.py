@@ -168,19 +168,19 @@ with temporary_server("test-stop") as server:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_caller_stops_the_host(number):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_to_the_caller_stops_the_host(name):
     command = [sys.executable, "-c", SERVE, str(pack.ROOT / "devtools")]
 
     def listen():  # a test run in the background of a shell has SIGINT ignored, and hands that down
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
 
     caller = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=listen)
     assert caller.stdout is not None
     pid, folder = caller.stdout.readline().split(maxsplit=1)
     host = int(pid)
     assert alive(host)
-    caller.send_signal(number)
+    caller.send_signal(getattr(signal, name))
     assert caller.wait(60) != 0
     assert not Path(folder.strip()).exists()
     deadline = time.monotonic() + 5

@@ -315,7 +315,7 @@ def test_refuses_what_does_not_fit_before_any_work(model):
     try:
         with pytest.raises(ValueError, match=r"^Sample: sigmas: σ .*not a point of the trajectory.*same scheduler"):
             sample(guider, "euler", sigmas, trajectory)
-        with pytest.raises(ValueError, match=r"^Sample: sigmas go up.*Flip Sigmas"):
+        with pytest.raises(ValueError, match=r"^Sample: sigmas go up.*FlipSigmas"):
             sample(guider, "euler", sigmas[-3:].flip(0), trajectory)
         with pytest.raises(ValueError, match=r"^Sample: sigmas has 0 value"):
             sample(guider, "euler", sigmas[:0], trajectory)

@@ -5,9 +5,10 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
 
 from latent_layers.attention.host import apply_keep_source, apply_key_mask
-from latent_layers.inversion.host import sample_recording
+from latent_layers.inversion.host import model_family, sample_recording
 from latent_layers.inversion.trajectory import Trajectory
 from latent_layers.masks.grid import cover
 from latent_layers.nodes.attention import KeepSource
@@ -50,7 +51,7 @@ def sample(model, sampler="euler", batch=1, size=SIZE, cfg=1.0, sigmas=None, cal
         layouts.conditioning("sd15", seed=9),
         cfg,
         model.load_device,
-        comfy.samplers.sampler_object(sampler),
+        comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler,
         schedule(model) if sigmas is None else sigmas,
         model.model_options,
         latent_image=layouts.latents(batch, *size),
@@ -298,6 +299,27 @@ def test_errors_before_the_model_is_loaded(model, monkeypatch):
     high = source(model).part(low=1.0)
     with pytest.raises(ValueError, match="the trajectory ends at sigma"):
         sample(apply_keep_source(model, high, box()))
+
+
+def test_a_trajectory_of_another_model_is_refused(model):
+    other = layouts.narrow("sdxl")
+    trajectory = source(model)
+    made = Trajectory(trajectory.sigmas, trajectory.latents, model_family(other, "test"))
+    with pytest.raises(ValueError, match="^Keep Source: trajectory: the model is of another family"):
+        apply_keep_source(model, made, box())
+
+
+def test_a_sampler_that_changes_the_size_on_the_way_is_named(model):
+    (upscaling,) = SamplerLCMUpscale.execute(2.0, -1, "bislerp").args
+    with pytest.raises(ValueError, match="Keep Source: the sampler has changed the picture's size .* from 24×16"):
+        sample(apply_keep_source(model, source(model), box()), upscaling)
+
+
+def test_a_schedule_that_another_node_has_kept_stays_what_it_is(model):
+    """uni_pc writes 0.001 for the last 0, and the host's BasicScheduler is not run again."""
+    sigmas = schedule(model)
+    first, again = (sample(apply_keep_source(model, source(model), box()), "uni_pc", sigmas=sigmas) for _ in range(2))
+    assert torch.equal(sigmas, schedule(model)) and torch.equal(first, again)
 
 
 def test_the_node(model):

@@ -6,6 +6,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
 
 from latent_layers.attention.host import apply_key_mask
 from latent_layers.inversion.host import model_family
@@ -52,9 +53,10 @@ def source(model, batch=1, steps=6, size=SIZE, family=None):
 
 def sample(model, layout, sampler="euler", batch=1, cfg=CFG, callback=None, size=SIZE, negative=9):
     # euler hands its own x to the callback, at the start of a step
+    sampler = comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler
     return comfy.samplers.sample(
         model, layouts.latents(batch, *size, seed=5), layouts.conditioning(layout),
-        layouts.conditioning(layout, seed=negative), cfg, model.load_device, comfy.samplers.sampler_object(sampler),
+        layouts.conditioning(layout, seed=negative), cfg, model.load_device, sampler,
         schedule(model), model.model_options, latent_image=layouts.latents(batch, *size), callback=callback,
         disable_pbar=True, seed=1,
     )  # fmt: skip
@@ -266,3 +268,18 @@ def test_errors_come_before_the_model_is_loaded(model, layout, monkeypatch):
     part = Trajectory(whole.sigmas[:-2], whole.latents[:-2])
     with pytest.raises(ValueError, match="Proximal Guidance: the trajectory ends at sigma"):
         sample(apply_proximal_guidance(model, part, Settings(start=0.0)), layout)
+
+
+def test_a_sampler_that_changes_the_size_on_the_way_is_named(model, layout):
+    (upscaling,) = SamplerLCMUpscale.execute(2.0, -1, "bislerp").args
+    with pytest.raises(ValueError, match="Proximal Guidance: the sampler has changed the picture's size .* from 24×16"):
+        sample(apply_proximal_guidance(model, source(model)), layout, upscaling)
+
+
+def test_a_schedule_that_another_node_has_kept_stays_what_it_is(model, layout, monkeypatch):
+    """uni_pc writes 0.001 for the last 0, and the host's BasicScheduler is not run again."""
+    sigmas = schedule(model)
+    monkeypatch.setitem(globals(), "schedule", lambda *_: sigmas)
+    patched = apply_proximal_guidance(model, Trajectory(sigmas.clone(), source(model).latents))
+    first, again = (sample(patched, layout, "uni_pc") for _ in range(2))
+    assert float(sigmas[-1]) == 0 and torch.equal(first, again)

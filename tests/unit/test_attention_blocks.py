@@ -41,6 +41,7 @@ SDXL = layout(
         ("!mid", SD15, 15),
         ("all,!u11", SD15, 15),
         ("up,!u3-u5,u4", SD15, 7),
+        ("up\uff0c!u3-u5\uff0cu4", SD15, 7),  # a Chinese keyboard's comma
     ],
 )
 def test_terms_select(text, blocks, count):

@@ -81,7 +81,7 @@ def test_nothing_written():
 def test_find_words():
     text = prompt("a", "red", "star", "and", "a", "blue", "star")
     assert [w.tokens for w in find_words(text, "star", "Word Mask")] == [(3,), (7,)]
-    assert [w.tokens for w in find_words(text, " BLUE , Star#2, star ,, blue", "Word Mask")] == [(6,), (7,), (3,)]
+    assert [w.tokens for w in find_words(text, " BLUE , Star#2\uff0c star ,, blue", "Word Mask")] == [(6,), (7,), (3,)]
     assert [w.tokens for w in find_words(prompt("embedding:glow", "x"), "Glow,embedding:glow", "Word Mask")] == [(1,)]
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import subprocess
 import sys
 
 import bench
@@ -81,6 +82,34 @@ def test_a_tier_with_tests_of_which_none_ran_has_failed():
     none_found = fake_stage(run_tests.NO_TESTS)
     assert run_tests.run(none_found, filtered=False).status.startswith("FAILED")
     assert run_tests.run(none_found, filtered=True).status == "no tests"
+
+
+def test_a_name_that_no_test_has_fails_the_run(monkeypatch, capfd):
+    found = [run_tests.NO_TESTS, run_tests.NO_TESTS]
+    monkeypatch.setattr(run_tests, "select", lambda _: [fake_stage(code) for code in found])
+    assert run_tests.main(["-k", "typo"]) == 1
+    assert "no test has that name" in capfd.readouterr().out
+    found[1] = 0  # in one of the tiers is enough
+    assert run_tests.main(["-k", "name"]) == 0
+
+
+def test_a_stage_that_does_not_end_is_killed(monkeypatch):
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    processes, start = [], subprocess.Popen
+
+    class Interrupted(start):
+        def wait(self, timeout=None):
+            if timeout is None and not processes:
+                processes.append(self)
+                self.stdout.readline()  # it is up
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: Interrupted(*a, **k, stdout=subprocess.PIPE))
+    monkeypatch.setattr(run_tests, "PATIENCE", 0.2)
+    with pytest.raises(KeyboardInterrupt):
+        run_tests.run(run_tests.Stage("unit", "deaf", (sys.executable, "-c", deaf)), filtered=False)
+    assert start.wait(processes[0], 10) != 0
 
 
 # bench

@@ -53,6 +53,7 @@ BOX = box(40, 32, 56, 48)
         ("  1.5 \t, -.25 ;", ((1.5, -0.25),)),
         ("7 8", ((7, 8),)),
         ("-100%,100%", ((-200, 100),)),
+        ("-40\uff0c25\uff1b0\uff0c0", ((-40, 25), (0, 0))),  # a Chinese keyboard's comma and semicolon
     ],
 )
 def test_moves_are_read(text, moves):

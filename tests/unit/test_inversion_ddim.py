@@ -127,6 +127,31 @@ def test_refinements_converge_to_the_exact_inverse():
     assert all(a < 0.7 * b for a, b in zip(started, errors, strict=True)), (started, errors)
 
 
+@pytest.mark.parametrize("spread", [4096.0, 16384.0])
+@pytest.mark.parametrize("steps", [25, 50])
+def test_the_round_trip_keeps_the_brightness_of_models_with_zero_terminal_snr(steps, spread):
+    """The mean of N cells, in units of its own noise, has a spread of about sqrt(N): D = x·N/(N + σ²)."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    root = (1 - betas).cumprod(0).sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    root[-1] = 4.8973451890853435e-08**0.5
+    levels = ((1 - root**2) / root**2).sqrt()
+    assert levels[-1] > 4000
+    sigmas = torch.cat([torch.zeros(1, dtype=torch.float64), levels[torch.linspace(0, 999, steps).long()]])
+    z = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+
+    def predict_noise(x, sigma):
+        return (x - x * spread / (spread + sigma**2)) / sigma
+
+    def trip(refinements):
+        x = list(ddim.invert(z, sigmas, predict_noise, refinements))[-1]
+        for high, low in zip(sigmas.flip(0), sigmas.flip(0)[1:], strict=False):
+            x = x + (low - high) * predict_noise(x, high)
+        return x.item()
+
+    assert abs(trip(0) - 1) < 0.12 and abs(trip(2) - 1) < 0.05
+
+
 @pytest.mark.parametrize("refinements", [0, 2, 5])
 def test_counts_evaluations(refinements):
     levels = []

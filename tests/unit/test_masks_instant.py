@@ -243,6 +243,7 @@ def test_automatic_phi_is_otsus():
 def test_reading_roles():
     twice = Prompt((Word("red", (1,)), Word("star", (2,)), Word("red", (3,))), (0,), (4,), 77)
     assert instant_words.read_roles("", twice, WHO) == Given()
+    assert instant_words.read_roles("-red\uff0c+ red#2", twice, WHO) == Given({0: -1, 2: 1})
     assert instant_words.read_roles("red", twice, WHO) == Given({0: 1, 2: 1})
     assert instant_words.read_roles("-red, + red#2", twice, WHO) == Given({0: -1, 2: 1})
     assert instant_words.read_roles("=star, =red, ~red#2", twice, WHO) == Given({1: 1, 0: 1, 2: 0}, (0, 1))
@@ -254,10 +255,18 @@ def test_reading_roles():
         instant_words.read_roles("+", twice, WHO)
 
 
-def test_roles_that_leave_no_word_are_found_at_the_first_step():
-    refinement = Refinement(PROMPT, (17, 26), given=Given({0: 0, 1: -1}))
-    with pytest.raises(ValueError, match="words takes the \\+1 from every word that had it, 'word[01]' among them"):
-        refinement(torch.from_numpy(attention((9, 13))).float())
+@pytest.mark.parametrize("position", [0, -1])
+def test_a_word_that_is_taken_off_does_not_lead(position):
+    maps = torch.from_numpy(attention((9, 13))).float()
+    refinement = Refinement(PROMPT, (17, 26))
+    refinement(maps)
+    (led,) = (n for n, role in enumerate(refinement.roles) if role.leads)
+    other = Refinement(PROMPT, (17, 26), given=Given({led: position}))
+    other(maps)
+    (leads,) = (n for n, role in enumerate(other.roles) if role.leads)
+    assert leads != led and other.roles[leads].position == 1 and other.roles[led].position == position
+    _, words = other.maps(maps)
+    assert other.roles[led].similarity == pytest.approx(float(instant.similarities(words[leads], words, False)[led]))
 
 
 def test_roles_as_text():

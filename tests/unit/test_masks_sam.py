@@ -41,6 +41,7 @@ def box(x, y, width, height, **more):
         ("12,34; 0,0\n130.9, 76.9;", ((12.0, 34.0), (0.0, 0.0), (130.9, 76.9))),
         ('[{"x": 12, "y": 34.5}, {"x": 0, "y": 1, "label": 1}]', ((12.0, 34.5), (0.0, 1.0))),
         ("[]", ()),
+        ("12\uff0c34\uff1b0\uff0c0", ((12.0, 34.0), (0.0, 0.0))),  # a Chinese keyboard's comma and semicolon
     ],
 )
 def test_points_are_read(text, expected):

@@ -202,6 +202,10 @@ def test_bad_input_says_what_would_be_right():
         threshold_changes(previous, random(3, 8, 12, 3))
     with pytest.raises(ValueError, match=r"reference has a batch of 3 for 2 image"):
         threshold_changes(previous[:1], new, reference=random(3, 8, 12, 3))
+    broken = random(2, 8, 12, 3)
+    broken[1, 3, 4] = float("nan")
+    with pytest.raises(ValueError, match=r"reference has values that are not numbers"):
+        threshold_changes(new, new, reference=broken)
     with pytest.raises(ValueError, match=r"reference has a batch of 2 for 1 image"):
         threshold_changes(previous[:1], new[:1], reference=random(2, 8, 12, 3))
     with pytest.raises(ValueError, match=r"mask has a batch of 3 for 2 image"):

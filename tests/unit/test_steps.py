@@ -94,6 +94,21 @@ def test_an_interrupted_update_builds_again(recorder, tmp_path):
     assert recorder.calls == ["build", "update", "build"]
 
 
+def test_an_update_that_cannot_be_made_now_is_tried_again(recorder, tmp_path):
+    step(recorder, tmp_path).run()
+
+    def no_network(folder: Path) -> None:
+        raise SetupError("the network could not be reached")
+
+    offline = Step("fake", tmp_path / "target", "two", recorder.build, no_network, needs=("whole",))
+    with pytest.raises(SetupError, match="network"):
+        offline.run()
+    assert (tmp_path / "target" / "whole").exists()
+    assert not step(recorder, tmp_path).is_done() and not offline.is_done()
+    step(recorder, tmp_path, "two", update=True).run()
+    assert recorder.calls == ["build", "update"] and step(recorder, tmp_path, "two").is_done()
+
+
 def test_a_build_that_leaves_out_what_is_needed_is_an_error(tmp_path):
     lacking = Step("fake", tmp_path / "target", "one", lambda folder: folder.mkdir(), needs=("whole",))
     with pytest.raises(SetupError, match="whole"):
