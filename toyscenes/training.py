@@ -244,8 +244,9 @@ def _diffusion(
     data = Pictures(settings.steps * settings.batch, vocabulary, settings.empty_captions, first * settings.batch)
     # a worker that is not forked does not know the pack by its name here
     forks = multiprocessing.get_start_method() == "fork"
-    workers = {"num_workers": 1, "prefetch_factor": 4} if forks else {}
-    loader = torch.utils.data.DataLoader(data, settings.batch, **workers)
+    loader = torch.utils.data.DataLoader(
+        data, settings.batch, num_workers=int(forks), prefetch_factor=4 if forks else None
+    )
     step_model: Callable = torch.compile(model) if shutil.which("c++") else model
     began, losses, hints = time.perf_counter() - spent, [], []
     for step, (pictures, ids, shares) in enumerate(loader, first):

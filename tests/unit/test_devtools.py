@@ -101,6 +101,7 @@ def test_a_stage_that_does_not_end_is_killed(monkeypatch):
         def wait(self, timeout=None):
             if timeout is None and not processes:
                 processes.append(self)
+                assert self.stdout is not None
                 self.stdout.readline()  # it is up
                 raise KeyboardInterrupt
             return super().wait(timeout)

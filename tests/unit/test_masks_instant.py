@@ -266,7 +266,8 @@ def test_a_word_that_is_taken_off_does_not_lead(position):
     (leads,) = (n for n, role in enumerate(other.roles) if role.leads)
     assert leads != led and other.roles[leads].position == 1 and other.roles[led].position == position
     _, words = other.maps(maps)
-    assert other.roles[led].similarity == pytest.approx(float(instant.similarities(words[leads], words, False)[led]))
+    compared = instant.similarities(words[leads], words, other.settings.correlation)
+    assert other.roles[led].similarity == pytest.approx(float(compared[led]))
 
 
 def test_roles_as_text():
