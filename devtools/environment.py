@@ -90,6 +90,7 @@ def steps(dev: Path, host: Path | None) -> list[Step]:
         target=dev / "ComfyUI",
         fingerprint=fingerprint(HOST_PACKAGE, HOST_SHA256, HOST_FOLDER),
         build=lambda target: download_host(target, venv_python(dev / "venv")),
+        update=lambda target: download_host(target, venv_python(dev / "venv")),
         needs=("main.py",),
     )
     return [packages] if host else [packages, download]
@@ -136,15 +137,28 @@ def install(venv: Path, requirements: Sequence[Path]) -> None:
 def download_host(target: Path, python: Path) -> None:
     """Download the host's source distribution with a Python's pip, check its hash and unpack the host.
 
-    Unpacked beside its place and renamed when complete. Raises SetupError.
+    Unpacked beside its place and renamed when complete. Packs that somebody has installed into an older
+    one's custom_nodes move over. Raises SetupError.
     """
     partial = target.with_name(target.name + ".partial")
     remove(partial)
     partial.mkdir()
     archive = download(HOST_PACKAGE, HOST_SHA256, partial, python=python)
     unpack(archive, HOST_FOLDER, partial / "host")
+    move_packs(target / "custom_nodes", partial / "host" / "custom_nodes")
+    remove(target)
     os.replace(partial / "host", target)
     remove(partial)
+
+
+def move_packs(old: Path, new: Path) -> None:
+    """Move what is in one folder and has no namesake in the other."""
+    if not old.is_dir():
+        return
+    new.mkdir(exist_ok=True)
+    for entry in old.iterdir():
+        if not os.path.lexists(new / entry.name):
+            os.replace(entry, new / entry.name)
 
 
 def download(requirement: str, sha256: str, folder: Path, *options: str, python: Path = Path(sys.executable)) -> Path:

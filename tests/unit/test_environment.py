@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import environment
 import pack
@@ -114,6 +115,24 @@ def test_unpack_without_the_folder_is_an_error(tmp_path):
     archive = make_archive(tmp_path / "a.tar.gz", {"thing-1.0/other.py": "z"})
     with pytest.raises(SetupError, match="no folder inner/host"):
         environment.unpack(archive, "inner/host", tmp_path / "out")
+
+
+def test_a_newer_host_takes_over_the_packs_of_the_older_one(tmp_path, monkeypatch):
+    host = tmp_path / "ComfyUI"
+    for version in ("old", "new"):
+        files = {f"pkg/inner/host/{name}": version for name in ("main.py", "custom_nodes/example.py")}
+        archive = make_archive(tmp_path / f"{version}.tar.gz", files)
+        monkeypatch.setattr(environment, "download", lambda *_, found=archive, **__: found)
+        monkeypatch.setattr(environment, "HOST_FOLDER", "inner/host")
+        if version == "new":
+            (host / "custom_nodes" / "mine").mkdir()
+            (host / "custom_nodes" / "mine" / "nodes.py").write_text("kept")
+            os.symlink(tmp_path / "elsewhere", host / "custom_nodes" / "linked")
+        environment.download_host(host, Path(sys.executable))
+    assert [(host / name).read_text() for name in ("main.py", "custom_nodes/example.py")] == ["new", "new"]
+    assert (host / "custom_nodes" / "mine" / "nodes.py").read_text() == "kept"
+    assert os.readlink(host / "custom_nodes" / "linked") == str(tmp_path / "elsewhere")
+    assert not host.with_name("ComfyUI.partial").exists()
 
 
 @pytest.fixture
