@@ -98,8 +98,8 @@ and *expand* to 15.)
 
 CANVAS_MASK = """## What has to be filled
 
-White is exposed. It is grown a little, so that the old border disappears. **Soft Mask** fades the new picture \
-into the old one there.
+White is exposed. It is grown a little, so that the old border disappears. At the end **Soft Mask** \
+fades the new picture into the old one there.
 
 **Change:** *shift* and *zoom* in **Pan And Zoom**."""
 
@@ -123,13 +123,13 @@ def remove_object_groups(
     mask: Port,
     forget: str = FORGET,
     twins: bool = True,
-    faded: Port | None = None,
+    faded: Node | None = None,
     **settings: Any,
 ) -> tuple[list[Group], Port]:
     """From mask to sampled latent, decoded: groups, and the result's port.
 
-    `twins`: what looks like the removed object is forgotten too; `faded`: the mask by which the result is put
-    into the picture, if it is not `mask`; `settings` are of the key mask.
+    `twins`: what looks like the removed object is forgotten too; `faded`: makes the mask by which the result
+    is put into the picture, if that is not `mask`; `settings` are of the key mask.
     """
     invert_text = Node("CLIPTextEncode", "Empty prompt", height=110, inputs={"clip": clip, "text": ""})
     encoded = Node("VAEEncode", inputs={"pixels": image, "vae": vae})
@@ -163,13 +163,13 @@ def remove_object_groups(
         "Only the masked area",
         inputs={
             "destination": image, "source": decoded[0], "x": 0, "y": 0, "resize_source": False,
-            "mask": mask if faded is None else faded,
+            "mask": mask if faded is None else faded[0],
         },
     )  # fmt: skip
     groups = [
         Group("3  Noise", YELLOW, INVERT, 190, [[invert_text, encoded, schedule, inverted]]),
         Group("4  Edit", PURPLE, forget, 230, [[*([alike] if twins else []), hidden, kept, guider]], width=340),
-        Group("5  Sample", RED, SAMPLE, 130, [[sampler, sampled, decoded, result]]),
+        Group("5  Sample", RED, SAMPLE, 130, [[sampler, sampled, decoded, *([faded] if faded else []), result]]),
     ]
     return groups, result[0]
 
@@ -228,10 +228,10 @@ def canvas_graph(title: str, toy: bool, name: str, seed: int = 0, **settings: An
         faded = Node("LatentLayersSoftMask", colour=KEY_NODE, inputs={"mask": canvas[1], **FADE})
         shown = Node("MaskToImage", inputs={"mask": mask[0]})
         middle, result = remove_object_groups(
-            model[0], model[1], model[2], canvas[0], mask[0], FILL, False, faded[0], **CANVAS_FILL
+            model[0], model[1], model[2], canvas[0], mask[0], FILL, False, faded, **CANVAS_FILL
         )
         text = START_CANVAS.format(title=title, first=FIRST_TOY if toy else FIRST_REAL)
-        masks = [canvas, preview("Canvas", canvas[0]), mask, shown, preview("Mask", shown[0]), faded]
+        masks = [canvas, preview("Canvas", canvas[0]), mask, shown, preview("Mask", shown[0])]
         groups = [
             Group("1  Picture", BLUE, text, 300, [start], width=340),
             Group("2  Canvas", GREEN, CANVAS_MASK, 180, [masks]),
