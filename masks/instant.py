@@ -211,7 +211,6 @@ class Refinement:
         size: tuple[int, int],
         settings: Settings | None = None,
         given: Given | None = None,
-        who: str = "Instant Attention Mask",
         guide: Tensor | None = None,
     ) -> None:
         """Args as the run has them.
@@ -221,7 +220,6 @@ class Refinement:
             size: grid (h, w) of the masks.
             settings: the article's parameters.
             given: what is decided beforehand, see `instant_words.read_roles`.
-            who: the node, for errors.
             guide: the picture's latent (C, h, w), whose edges the masks follow; None: none are.
         """
         self.words: tuple[Word, ...] = prompt.words
@@ -230,7 +228,6 @@ class Refinement:
         self._tokens = [prompt.starts, *(word.tokens for word in prompt.words)]
         self._size = size
         self._given = given if given is not None else Given()
-        self._who = who
         self._follow: Callable[[Tensor], Tensor] | None = None
         if guide is not None and self.settings.edges:
             self._follow = following(guide)

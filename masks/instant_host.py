@@ -183,7 +183,7 @@ def instant_mask(
     if source_prompt is not None:
         negative = clip.encode_from_tokens_scheduled(clip.tokenize(source_text))
     captures = {name: Capture(blocks, one.length, _CONDITIONINGS[name]) for name, (one, _) in asked.items()}
-    parts = [Refinement(one, grid, settings, roles, INSTANT, latent[0]) for one, roles in asked.values()]
+    parts = [Refinement(one, grid, settings, roles, latent[0]) for one, roles in asked.values()]
     run = InstantBlend(tuple(captures.values()), Refinements(parts))
 
     sigmas = comfy.samplers.KSampler(model, steps, model.load_device, sampler, scheduler).sigmas

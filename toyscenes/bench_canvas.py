@@ -25,7 +25,6 @@ SHIFT = 0.2
 ZOOMS = {"zoom": 1 / 1.25, "zoom_far": 1 / 1.5}
 GRAPH = Path(__file__).parent.parent / "workflows" / "api" / "pan.json"
 DILATION = 30 / 1024  # of the width: DesignEdit's for pan and zoom
-FADE = {"radius": 0.0088, "blur_sigma": 0.0049}  # within that border, as in the graphs
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,9 @@ def extend(
 
 def put_in(canvases: Tensor, drawn: Tensor, exposed: Tensor) -> Tensor:
     """What was drawn where it is exposed, fading into the canvas around it: IMAGEs (B, H, W, 3)."""
-    return torch.lerp(canvases, drawn, soft_mask(exposed, **FADE)[..., None])
+    given = _given("LatentLayersSoftMask")
+    faded = soft_mask(exposed, radius=given["radius"], blur_sigma=given["blur"])
+    return torch.lerp(canvases, drawn, faded[..., None])
 
 
 def outpaint(toy: Toy, views: Sequence[View], seeds: Sequence[int], steps: int = STEPS) -> Tensor:
@@ -144,12 +145,17 @@ def _step(picture: Tensor, mask: Tensor) -> float:
 
 def shipped() -> CanvasSettings:
     """What the shipped graphs of pan and zoom-out do, read from one of them."""
-    nodes = json.loads(GRAPH.read_text(encoding="utf-8")).values()
-    given: dict[str, Any] = {}
-    for node in nodes:
-        if node["class_type"] in ("LatentLayersPanAndZoom", "LatentLayersKeyMaskedSelfAttention"):
-            given |= node["inputs"]
+    given = _given("LatentLayersPanAndZoom", "LatentLayersKeyMaskedSelfAttention")
     return CanvasSettings(given["fill"], given["mode"], given["guidance"], end=given["end_percent"])
+
+
+def _given(*nodes: str) -> dict[str, Any]:
+    """Inputs of the shipped graph's nodes of these types."""
+    given: dict[str, Any] = {}
+    for node in json.loads(GRAPH.read_text(encoding="utf-8")).values():
+        if node["class_type"] in nodes:
+            given |= node["inputs"]
+    return given
 
 
 def run_canvas(toy: Toy, seeds: range, task: str, size: tuple[int, int]) -> dict:

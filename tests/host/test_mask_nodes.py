@@ -9,7 +9,9 @@ from comfy_extras.nodes_mask import ImageCompositeMasked
 from latent_layers.attention.host import apply_keep_source
 from latent_layers.inversion.trajectory import Trajectory
 from latent_layers.masks.grid import cover
+from latent_layers.nodes.layer_file import LoadLayers
 from latent_layers.nodes.masks import ChangeThreshold, LookalikeMask, SoftMask
+from latent_layers.nodes.sam import LoadSegmentAnything
 from latent_layers.toyscenes.host import draw_scene
 from latent_layers.toyscenes.pipeline import Toy
 from latent_layers.toyscenes.removal import removal_set
@@ -147,3 +149,10 @@ def test_the_remedy_for_rgba_is_one(scene):
     assert SplitImageWithAlpha.define_schema().display_name == "Split Image with Alpha"
     image = execute(ChangeThreshold, previous=scene.image, new=SplitImageWithAlpha.execute(layered).args[0])[0]
     assert torch.equal(image, scene.image)
+
+
+def test_a_file_that_another_node_will_name_is_left_to_loading():
+    """The host asks with None where the input is linked."""
+    assert LoadSegmentAnything.validate_inputs(None) is True
+    assert LoadLayers.validate_inputs(None) is True and LoadLayers.fingerprint_inputs(None) == ""
+    assert "nothing.zip" in LoadLayers.validate_inputs("nothing.zip")

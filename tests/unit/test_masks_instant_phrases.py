@@ -103,7 +103,7 @@ def test_the_clearest_map_of_the_phrase_leads():
     attention[1, 6:, :4] += 0.5
     attention[3, 2:5, 3:8] += 0.5
     words = prompt_of("one two three four five")
-    run = Refinement(words, (17, 26), Settings(), Given(among=(2, 4)), "Instant Attention Mask")
+    run = Refinement(words, (17, 26), Settings(), Given(among=(2, 4)))
     run(attention)
     assert [role.leads for role in run.roles] == [False, False, True, False, False]
 
