@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One entry for people who work on Latent Layers; every command sets up what is missing first.
 
-    python dev.py demo      remove an object from a picture in a real ComfyUI -> output/demo.png
+    python dev.py demo      remove an object and move another in a real ComfyUI -> output/demo.png
     python dev.py test      lint, types and all tests; `test unit -k name` runs a part
     python dev.py serve     ComfyUI with the pack, for your browser; options go to its main.py
     python dev.py bench     figures: bench model|inversion|removal|layers|masks|softedit|... [--seeds A-B] [--json]

@@ -3,7 +3,21 @@
 from typing import Any
 
 from draw_graphs import Drawing, Group, Info, Node, Port
-from graphs_common import BLUE, GREEN, GREY, KEY_NODE, PURPLE, RED, SCHEDULER, STEPS, YELLOW, preview, saved
+from graphs_common import (
+    BLUE,
+    CFG,
+    GREEN,
+    GREY,
+    KEY_NODE,
+    PURPLE,
+    RED,
+    SCHEDULER,
+    STEPS,
+    TOY_CFG,
+    YELLOW,
+    preview,
+    saved,
+)
 from graphs_masks import PAINTED_REAL, PICTURE_REAL, PICTURE_TOY, SMALLER, start_nodes
 
 SOFT = """# {title}
@@ -82,7 +96,7 @@ def beginning(example: Example, toy: bool, painted: bool) -> tuple[Node, Node, l
     return model, picture, start, mask
 
 
-def timed(example: Example, toy: bool, model: Node, picture: Node) -> tuple[list[Group], dict[str, Port]]:
+def timed(example: Example, toy: bool, model: Node, picture: Node) -> tuple[list[Group], dict[str, Any]]:
     """Both texts, the picture's way to noise, and the timings: groups, and what a guider is given."""
     said = Node("PrimitiveStringMultiline", "It shows", 100, {"value": example.real[0]})
     before: Port = picture[3] if toy else said[0]
@@ -124,12 +138,12 @@ def timed(example: Example, toy: bool, model: Node, picture: Node) -> tuple[list
     ]  # fmt: skip
     given = {
         "model": followed[0], "source": source[0], "edit": edit[0], "timings": timings[0], "trajectory": inverted[0],
-        "sigmas": schedule[0],
+        "sigmas": schedule[0], "cfg": TOY_CFG if toy else CFG,
     }  # fmt: skip
     return groups, given
 
 
-def edited(given: dict[str, Port], vae: Port, title: str = "", **settings: Any) -> tuple[list[Node], Port]:
+def edited(given: dict[str, Any], vae: Port, title: str = "", **settings: Any) -> tuple[list[Node], Port]:
     """One soft edit: its nodes, and the picture."""
     inputs = {name: port for name, port in given.items() if name != "sigmas"}
     guider = Node("LatentLayersAdaptiveAttentionGuider", title, colour=KEY_NODE, inputs={**inputs, **settings})

@@ -5,23 +5,23 @@ import torch
 
 from .measure import find_objects, follows_caption, psnr
 from .model import WEIGHTS, settings
-from .pipeline import SCHEDULER, Toy, batches, images, mean, seeded_noise
+from .pipeline import CFG, SCHEDULER, Toy, batches, images, mean
 from .scenes import random_scene
 
-STEPS, CFG = 30, 3.0
+SAMPLER, STEPS = "dpmpp_2s_ancestral", 30
 
 
-def generate(toy: Toy, captions: list[str], seeds: list[int], width: int = 256, height: int = 256) -> torch.Tensor:
-    """IMAGEs of captions by the host's KSampler: dpmpp_2m, 30 steps, cfg 3."""
-    positive = [toy.condition(caption) for caption in captions]
-    tensors = torch.cat([c[0][0] for c in positive])
-    empty = torch.zeros(len(seeds), toy.vae.latent_channels, height // 8, width // 8)
-    noise = seeded_noise(empty, seeds)
-    conditions = [[tensors, positive[0][0][1]]]
-    latents = comfy.sample.sample(
-        toy.model, noise, STEPS, CFG, "dpmpp_2m", SCHEDULER, conditions, toy.condition(), empty, disable_pbar=True
-    )
-    return toy.decode(latents)
+def generate(toy: Toy, captions: list[str], seeds: list[int]) -> torch.Tensor:
+    """IMAGEs of captions, each as the host's KSampler makes it of its seed: dpmpp_2s_ancestral, 30 steps, cfg 4."""
+    empty = torch.zeros(1, toy.vae.latent_channels, 32, 32)
+    latents = [
+        comfy.sample.sample(
+            toy.model, comfy.sample.prepare_noise(empty, seed), STEPS, CFG, SAMPLER, SCHEDULER,
+            toy.condition(caption), toy.condition(), empty, disable_pbar=True, seed=seed,
+        )
+        for caption, seed in zip(captions, seeds, strict=True)
+    ]  # fmt: skip
+    return toy.decode(torch.cat(latents))
 
 
 def run(seeds: range) -> dict:

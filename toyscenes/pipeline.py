@@ -18,6 +18,7 @@ from .model import load
 from .scenes import Scene
 
 STEPS = 50
+CFG = 4.0  # the text guidance with which the toy model follows its captions best
 SCHEDULER = "normal"
 
 

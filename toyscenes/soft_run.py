@@ -13,11 +13,10 @@ from ..attention.timings import WordTimings
 from ..attention.timings_host import word_timings
 from ..inversion.host import invert, model_family, sample_recording
 from ..inversion.trajectory import Trajectory
-from .pipeline import Toy, seeded_noise
+from .pipeline import CFG, Toy, seeded_noise
 from .soft_edits import Outcome, SoftEdit, shown
 
 STEPS = 20
-CFG = 7.5  # the article's
 EVERYWHERE = torch.ones(1, 256, 256)  # a soft mask that replaces S_V by 1
 
 

@@ -1,8 +1,9 @@
-"""Train the toy checkpoint from nothing: autoencoder, then UNet and text encoder, then the decoder's touch-up.
+"""Train the toy checkpoint from nothing: autoencoder, UNet and text encoder, then the decoder's touch-up.
 
-Each stage writes a checkpoint that a later run goes on from. The learning rate is
-constant and decays over the last half, so a longer run can continue a shorter one's
-checkpoint from before its decay.
+UNet and text encoder learn in two stages: to denoise pictures, then also to mend those
+that do not show what the caption says. Each stage writes a checkpoint that a later run
+goes on from. The first one's learning rate is constant and decays over the last half, so
+a longer run can continue a shorter one's checkpoint from before its decay.
 """
 
 import copy
@@ -17,7 +18,6 @@ from pathlib import Path
 
 import comfy.clip_model
 import comfy.ops
-import comfy.sd1_clip
 import comfy.supported_models_base
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -27,10 +27,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .autoencoder import PatchAutoencoder, fit_linear
-from .backgrounds import KINDS
 from .model import TEXT_ENCODER, UNET, WIDTH
-from .scenes import COLOURS, SHAPES, random_scene
-from .shape_hint import ShapeHeads, shape_shares
+from .scenes import random_scene
+from .shape_hint import ShapeHeads
+from .training_data import Pictures, Vocabulary
 
 _KERNELS: list[SDPBackend] = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -48,51 +48,12 @@ class Settings:
     ema: float = 0.999
     shape_hint: float = 0.2  # weight of the second task …
     shape_hint_from: int = 9000  # … and the step from which it is learned
+    mending_steps: int = 3600  # of the second stage, which begins with a warm-up and decays from then on
+    mending_rate: float = 3e-4
     clip_gradient: float = 1.0
     linear_pictures: int = 512
     refinement_steps: int = 600
     seed: int = 0
-
-
-class Pictures(torch.utils.data.Dataset):
-    """Training scenes by index: uint8 picture (3, 256, 256), compact token ids (77,), shares of the shapes."""
-
-    def __init__(self, count: int, vocabulary: "Vocabulary", empty: float, first: int = 0):
-        self.count, self.vocabulary, self.empty, self.first = count, vocabulary, empty, first
-
-    def __len__(self) -> int:
-        return max(0, self.count - self.first)  # a shorter run than the one before has nothing left to do
-
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        index = position + self.first
-        scene = random_scene(index, stream="training")
-        picture = torch.from_numpy((scene.image() * 255 + 0.5).astype("uint8")).movedim(2, 0)
-        dropped = (index * 0.6180339887) % 1.0 < self.empty  # deterministic and evenly spread
-        ids = self.vocabulary.encode("" if dropped else scene.caption())
-        return picture, ids, torch.from_numpy(shape_shares(scene))
-
-
-class Vocabulary:
-    """The few tokens that captions use, numbered from 1; 0 is every other token."""
-
-    def __init__(self):
-        self.tokenizer = comfy.sd1_clip.SD1Tokenizer()
-        words = ["a an and , on background small large two three four", *COLOURS, *KINDS]
-        for shape in SHAPES:
-            words += [shape, " ".join([shape.split()[0] + "s", *shape.split()[1:]])]
-        found = {token for word in [*words, "crosses"] for token in self._tokens(word)}
-        self.ids = sorted(found)
-        self.number = {token: i + 1 for i, token in enumerate(self.ids)}
-
-    def __len__(self) -> int:
-        return len(self.ids) + 1
-
-    def encode(self, text: str) -> torch.Tensor:
-        """Compact ids (77,) of `text`, as the host's tokenizer splits it."""
-        return torch.tensor([self.number.get(token, 0) for token in self._tokens(text)])
-
-    def _tokens(self, text: str) -> list[int]:
-        return [token for token, _ in self.tokenizer.tokenize_with_weights(text)["l"][0]]
 
 
 class _Layer(comfy.clip_model.CLIPLayer):
@@ -152,12 +113,36 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(bias)
 
 
-def learning_rate(step: int, settings: Settings) -> float:
-    """Warm-up, plateau, and a half cosine down to 0 at the end."""
-    length = settings.steps * settings.decay
-    fallen = max(0.0, step - settings.steps + length) / length if length else 0.0
-    fall = 0.5 + 0.5 * math.cos(math.pi * fallen)
-    return settings.learning_rate * min(1.0, (step + 1) / settings.warm_up) * fall
+@dataclass(frozen=True)
+class Stage:
+    """One of the two stages of the diffusion model's training."""
+
+    name: str  # of its checkpoint
+    settings: Settings
+    mending: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return self.settings.mending_steps if self.mending else self.settings.steps
+
+    @property
+    def first(self) -> int:
+        """Number of the first step, over both stages: none sees a picture of the other's."""
+        return self.settings.steps if self.mending else 0
+
+    def learning_rate(self, step: int) -> float:
+        """Warm-up, plateau, and a half cosine down to 0 at the end; while mending, no plateau."""
+        settings = self.settings
+        peak, decay = (settings.mending_rate, 1.0) if self.mending else (settings.learning_rate, settings.decay)
+        length = self.steps * decay
+        fallen = max(0.0, step - self.steps + length) / length if length else 0.0
+        fall = 0.5 + 0.5 * math.cos(math.pi * fallen)
+        return peak * min(1.0, (step + 1) / settings.warm_up) * fall
+
+    def hint(self, step: int) -> float:
+        """Weight of the second task."""
+        return self.settings.shape_hint * (not self.mending and step >= self.settings.shape_hint_from)
 
 
 def loss_weight(sigma: torch.Tensor) -> torch.Tensor:
@@ -183,6 +168,21 @@ def draw_timesteps(count: int, levels: int, generator: torch.Generator) -> torch
     return (torch.where(chosen, anywhere, middle) * levels).long()
 
 
+def mending_timesteps(count: int, levels: int, generator: torch.Generator) -> torch.Tensor:
+    """Timesteps (count,) for pictures with mistakes: from where a thing can still become another one."""
+    return ((0.4 + 0.55 * torch.rand(count, generator=generator, device=generator.device)) * levels).long()
+
+
+def noised(
+    z: torch.Tensor, z_seen: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the model sees, and the ε that leads from it to z, in that order, all (B, C, h, w); sigma (B, 1, 1, 1).
+
+    With z_seen = z the ε is the noise. Otherwise it also takes away what is wrong in z_seen.
+    """
+    return (z_seen + sigma * noise) / (sigma**2 + 1).sqrt(), noise + (z_seen - z) / sigma
+
+
 def train(settings: Settings, folder: Path, output: Path) -> None:
     """Train, or go on training, and write the weights file.
 
@@ -195,9 +195,11 @@ def train(settings: Settings, folder: Path, output: Path) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vocabulary = Vocabulary()
     autoencoder = _autoencoder(settings, folder)
-    ema, seconds = _diffusion(settings, folder, vocabulary, autoencoder, device)
+    model, seconds = _diffusion(Stage("diffusion", settings), folder, vocabulary, autoencoder, device)
+    stage = Stage("mending", settings, mending=True)
+    model, more = _diffusion(stage, folder, vocabulary, autoencoder, device, start=model)
     _refine(settings, folder, autoencoder, device)
-    export(ema, vocabulary, autoencoder, settings, seconds, output)
+    export(model, vocabulary, autoencoder, settings, seconds + more, output)
     print(f"wrote {output.name}: {output.stat().st_size / 2**20:.1f} MiB", flush=True)
 
 
@@ -221,19 +223,28 @@ def _autoencoder(settings: Settings, folder: Path) -> PatchAutoencoder:
 
 
 def _diffusion(
-    settings: Settings, folder: Path, vocabulary: Vocabulary, autoencoder: PatchAutoencoder, device: torch.device
+    stage: Stage,
+    folder: Path,
+    vocabulary: Vocabulary,
+    autoencoder: PatchAutoencoder,
+    device: torch.device,
+    start: Trainee | None = None,
 ) -> tuple[Trainee, float]:
+    """One stage, from random weights or from those of `start`: averaged weights, and seconds spent."""
+    settings = stage.settings
     torch.manual_seed(settings.seed)
-    model = Trainee(len(vocabulary)).to(device)
+    model = Trainee(len(vocabulary)).to(device)  # not a copy of `start`, whose hooks would stay with it
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     ema = copy.deepcopy(model)
     optimiser = torch.optim.AdamW(model.parameters(), settings.learning_rate, betas=(0.9, 0.99), fused=True)
-    path, first, spent = folder / "diffusion.pt", 0, 0.0
+    path, first, spent = folder / f"{stage.name}.pt", 0, 0.0
     if path.exists():
         state = torch.load(path, map_location=device)
         for part, name in ((model, "model"), (ema, "ema"), (optimiser, "optimiser")):
             part.load_state_dict(state[name])
         first, spent = state["step"], state["seconds"]
-        print(f"diffusion: going on from step {first}", flush=True)
+        print(f"{stage.name}: going on from step {first}", flush=True)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     sigmas = torch.as_tensor(ModelSamplingDiscrete().sigmas, device=device)
     # on a CPU the backward pass of the fused attention takes a quarter of the whole step
@@ -241,7 +252,8 @@ def _diffusion(
     # processors without bfloat16 units emulate it, at a tenth of the speed
     half = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     encoder = copy.deepcopy(autoencoder.analysis).to(device)
-    data = Pictures(settings.steps * settings.batch, vocabulary, settings.empty_captions, first * settings.batch)
+    from_, to = ((stage.first + step) * settings.batch for step in (first, stage.steps))
+    data = Pictures(to, vocabulary, settings.empty_captions, from_, with_mistakes=stage.mending)
     # a worker that is not forked does not know the pack by its name here
     forks = multiprocessing.get_start_method() == "fork"
     loader = torch.utils.data.DataLoader(
@@ -249,22 +261,29 @@ def _diffusion(
     )
     step_model: Callable = torch.compile(model) if shutil.which("c++") else model
     began, losses, hints = time.perf_counter() - spent, [], []
-    for step, (pictures, ids, shares) in enumerate(loader, first):
-        generator = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
+    for step, (pictures, seen, ids, shares) in enumerate(loader, first):
+        seed = settings.seed * 1_000_003 + (2_000_003 if stage.mending else 0) + step
+        generator = torch.Generator(device).manual_seed(seed)
         with torch.no_grad():
-            z = encoder(pictures.to(device).float() / 127.5 - 1)
+            z, z_seen = (encoder(part.to(device).float() / 127.5 - 1) for part in (pictures, seen))
+        if stage.mending:
+            late = mending_timesteps(len(z), len(sigmas), generator)
         t = draw_timesteps(len(z), len(sigmas), generator)
+        if stage.mending:
+            wrong = (pictures != seen).flatten(1).any(1).to(device)
+            t = torch.where(wrong, late, t)
         noise = torch.randn(z.shape, generator=generator, device=device)
         sigma = sigmas[t].view(-1, 1, 1, 1)
-        x = ((z + sigma * noise) / (sigma**2 + 1).sqrt()).to(memory_format=torch.channels_last)
+        x, target = noised(z, z_seen, noise, sigma)
+        x = x.to(memory_format=torch.channels_last)
         optimiser.zero_grad()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half), sdpa_kernel(attention):
             predicted, hint = step_model(x, t.float(), ids.to(device), shares.to(device))
-            loss = (loss_weight(sigma) * (predicted.float() - noise) ** 2).mean()
-            (loss + settings.shape_hint * hint * (step >= settings.shape_hint_from)).backward()
+            loss = (loss_weight(sigma) * (predicted.float() - target) ** 2).mean()
+            (loss + stage.hint(step) * hint).backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip_gradient)
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, settings)
+            group["lr"] = stage.learning_rate(step)
         optimiser.step()
         _follow(ema, model, min(settings.ema, (1 + step) / (10 + step)))
         losses.append(loss.item())
@@ -274,13 +293,14 @@ def _diffusion(
             spent = time.perf_counter() - began
             recent, named = sum(losses[-50:]) / 50, sum(hints[-50:]) / 50
             print(
-                f"step {done}/{settings.steps}  loss {recent:.4f}  shapes {named:.3f}  {spent / 60:.1f} min", flush=True
+                f"{stage.name} {done}/{stage.steps}  loss {recent:.4f}  shapes {named:.3f}  {spent / 60:.1f} min",
+                flush=True,
             )
-        if done % 200 == 0 or done == settings.steps:
+        if done % 200 == 0 or done == stage.steps:
             state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimiser": optimiser.state_dict()}
             state |= {"step": done, "seconds": time.perf_counter() - began}
             _save(state, path)
-            if done <= settings.steps * (1 - settings.decay):
+            if not stage.mending and done <= settings.steps * (1 - settings.decay):
                 _save(state, folder / "before_decay.pt")
     return ema, time.perf_counter() - began
 

@@ -10,15 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 from latent_layers.toyscenes import model as toy_model
-from latent_layers.toyscenes import training
+from latent_layers.toyscenes import training, training_data
+from latent_layers.toyscenes.mistakes import mistaken
 from latent_layers.toyscenes.scenes import SHAPES, random_scene
 from latent_layers.toyscenes.shape_hint import shape_shares
-from latent_layers.toyscenes.training import Pictures, Settings, Vocabulary, learning_rate, loss_weight, train
+from latent_layers.toyscenes.training import Settings, Stage, loss_weight, mending_timesteps, noised, train
+from latent_layers.toyscenes.training_data import Pictures, Vocabulary
 
 # No warm-up and large steps, so that a lost optimiser state or a repeated picture shows in the weights.
 TINY = Settings(
     steps=4, batch=2, learning_rate=4e-3, warm_up=1, decay=0.25, shape_hint_from=1, linear_pictures=8,
-    refinement_steps=2,
+    refinement_steps=2, mending_steps=2, mending_rate=4e-3,
 )  # fmt: skip
 
 
@@ -58,7 +60,7 @@ def test_a_run_writes_a_file_that_loads(through):
 
 
 def test_every_part_of_the_model_was_trained(through):
-    state = torch.load(through / "diffusion.pt")
+    state, mended = (torch.load(through / f"{name}.pt") for name in ("diffusion", "mending"))
     torch.manual_seed(TINY.seed)
     fresh = training.Trainee(len(Vocabulary())).state_dict()
     moved = {name.partition(".")[0] for name, tensor in state["model"].items() if not torch.equal(tensor, fresh[name])}
@@ -67,15 +69,23 @@ def test_every_part_of_the_model_was_trained(through):
     # what silent branches hide at first is reached within a few steps
     assert len(still) < 0.02 * len(fresh), still
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
+    # the second stage goes on from the first one's average, and what it learned is in the file
+    gone_on = {k: (mended["ema"][k] - state["ema"][k]).abs().max() for k in state["ema"]}
+    assert 1e-4 < max(gone_on.values()) < 0.05
+    written = load_file(through / "toy.safetensors")
+    assert all((written[k].float() - mended["ema"][k]).abs().max() < 1e-3 for k in written if k.startswith("unet."))
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(through, tmp_path, capsys):
     shorter = replace(TINY, steps=2)
     # neither decays before its last step, so the first two steps of both are the same
-    assert [learning_rate(i, shorter) for i in range(2)] == [learning_rate(i, TINY) for i in range(2)]
+    rates = [[Stage("diffusion", s).learning_rate(i) for i in range(2)] for s in (shorter, TINY)]
+    assert rates[0] == rates[1]
     train(shorter, tmp_path, tmp_path / "toy.safetensors")
     half = torch.load(tmp_path / "diffusion.pt")
     assert half["step"] == 2
+    for name in ("mending", "refined"):  # a run that was stopped has not come so far
+        (tmp_path / f"{name}.pt").unlink()
     capsys.readouterr()
     train(TINY, tmp_path, tmp_path / "toy.safetensors")
     assert "going on from step 2" in capsys.readouterr().out
@@ -91,6 +101,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(through, tmp_path, capsy
 def test_a_finished_run_is_not_trained_again(through, monkeypatch, tmp_path):
     monkeypatch.setattr(Pictures, "__getitem__", None)
     monkeypatch.setattr(training, "_pictures", None)
+    monkeypatch.setattr(training_data, "mistaken", None)
     train(TINY, through, tmp_path / "again.safetensors")
     before, after = load_file(through / "toy.safetensors"), load_file(tmp_path / "again.safetensors")
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
@@ -109,7 +120,8 @@ def test_pictures_go_on_where_they_stopped(vocabulary):
 def test_pictures_are_of_the_training_stream_with_their_captions(vocabulary):
     pictures = Pictures(40, vocabulary, 0.0)
     for index in (0, 17):
-        picture, ids, shares = pictures[index]
+        picture, seen, ids, shares = pictures[index]
+        assert seen is picture
         scene = random_scene(index, stream="training")
         assert torch.equal(ids, vocabulary.encode(scene.caption()))
         shown = torch.from_numpy(scene.image()).movedim(2, 0)
@@ -121,9 +133,49 @@ def test_the_asked_share_of_captions_is_empty(vocabulary):
     nothing = vocabulary.encode("")
     for share in (0.0, 0.15, 1.0):
         pictures = Pictures(100, vocabulary, share)
-        empty = [torch.equal(pictures[i][1], nothing) for i in range(100)]
+        empty = [torch.equal(pictures[i][2], nothing) for i in range(100)]
         assert abs(sum(empty) - 100 * share) <= 2
         assert all(abs(sum(empty[i : i + 20]) - 20 * share) <= 2 for i in range(0, 100, 20))  # evenly spread
+
+
+def test_every_second_picture_of_the_second_stage_shows_a_mistake(vocabulary):
+    pictures, scenes = Pictures(48, vocabulary, 1.0, with_mistakes=True), []
+    nothing = vocabulary.encode("")
+    for index in range(48):
+        picture, seen, ids, _ = pictures[index]
+        assert torch.equal(picture, seen) == torch.equal(ids, nothing) == (index % 2 == 0)
+        if index % 2:
+            scenes.append(random_scene(index, objects=(1, 4) if index % 4 == 1 else (2, 4), stream="training"))
+            shown = torch.from_numpy(scenes[-1].image()).movedim(2, 0)
+            assert (picture.float() / 255 - shown).abs().max() <= 0.5 / 255 + 1e-6  # the true one is as captioned
+            assert torch.equal(ids, vocabulary.encode(scenes[-1].caption()))
+    assert all(torch.equal(a, b) for a, b in zip(pictures[5], pictures[5], strict=True))  # the same in every run
+
+
+@pytest.mark.parametrize("objects", [1, 2, 4])
+def test_mistakes_are_of_what_the_caption_names(objects):
+    kinds = set()
+    for seed in range(60):
+        scene = random_scene(seed, objects=(objects, objects), stream="training")
+        wrong = mistaken(scene, np.random.default_rng(seed))
+        named, shown = (sorted((o.colour, o.shape) for o in s.objects) for s in (scene, wrong))
+        assert named != shown or len(scene.objects) > 1  # a second mistake may undo the first one of several
+        assert wrong.background == scene.background
+        kinds.add(len(wrong.objects) - len(scene.objects))
+        assert wrong == mistaken(scene, np.random.default_rng(seed))
+    assert {-1, 0, 1} <= kinds  # missing, another one, one too many
+
+
+def test_the_target_of_a_mistake_leads_to_the_true_picture():
+    torch.manual_seed(0)
+    z, seen, noise = (torch.randn(3, 8, 5, 7, dtype=torch.float64) for _ in range(3))
+    sigma = torch.tensor([1.0, 3.0, 9.0], dtype=torch.float64).view(-1, 1, 1, 1)
+    x, target = noised(z, seen, noise, sigma)
+    assert (x * (1 + sigma**2).sqrt() - seen - sigma * noise).abs().max() < 1e-12
+    assert (x * (1 + sigma**2).sqrt() - sigma * target - z).abs().max() < 1e-12
+    assert torch.equal(noised(z, z, noise, sigma)[1], noise)
+    t = mending_timesteps(10_000, 1000, torch.Generator().manual_seed(0))
+    assert t.min() == 400 and t.max() == 949
 
 
 def test_the_vocabulary_covers_every_caption(vocabulary):
@@ -139,11 +191,17 @@ def test_the_vocabulary_covers_every_caption(vocabulary):
 
 def test_the_learning_rate_warms_up_stays_and_falls():
     settings = Settings(steps=1000, learning_rate=4e-4, warm_up=100, decay=0.25)
-    rates = [learning_rate(step, settings) for step in range(1000)]
+    rates = [Stage("diffusion", settings).learning_rate(step) for step in range(1000)]
     assert rates[0] == pytest.approx(4e-6) and rates[49] == pytest.approx(2e-4)
     assert all(rate == 4e-4 for rate in rates[99:751])
     assert all(a > b for a, b in zip(rates[751:], rates[752:], strict=False))
     assert rates[875] == pytest.approx(2e-4) and 0 < rates[-1] < 1e-7
+    stage = Stage("mending", replace(settings, mending_steps=500, mending_rate=1e-4), mending=True)
+    rates = [stage.learning_rate(step) for step in range(500)]
+    assert rates[49] == pytest.approx(5e-5, rel=0.03) and all(
+        a > b for a, b in zip(rates[99:], rates[100:], strict=False)
+    )
+    assert rates[250] == pytest.approx(5e-5) and 0 < rates[-1] < 1e-7
 
 
 def test_the_loss_weighs_as_v_prediction_up_to_sigma_5_and_levels_off():
@@ -172,7 +230,7 @@ def test_the_second_task_teaches_the_unet_and_can_wait(vocabulary):
     """Its gradient reaches the encoder, and the loss is a plain cross-entropy of both levels."""
     torch.manual_seed(0)
     model: Any = training.Trainee(len(vocabulary))
-    _, ids, shares = (part[None] for part in Pictures(1, vocabulary, 0.0)[0])
+    _, _, ids, shares = (part[None] for part in Pictures(1, vocabulary, 0.0)[0])
     _, hint = model(torch.randn(1, 8, 32, 32), torch.tensor([500.0]), ids, shares)
     uniform = 2 * math.log(len(SHAPES) + 1)
     assert 0.3 * uniform < float(hint) < 3 * uniform
