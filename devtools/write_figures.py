@@ -96,7 +96,7 @@ SECTIONS = (
         "softedit",
         "Soft edits",
         "The caption is edited in one attribute: an object's colour, its shape, the kind of background, a size word, a "
-        "count. 20 steps, CFG 7.5. *Prompt-to-prompt* holds all shared words for one time, the best one on scenes "
+        "count. 20 steps, CFG 3. *Prompt-to-prompt* holds all shared words for one time, the best one on scenes "
         "below 10000. Real pictures are edited under Proximal Guidance, with their caption as the negative, as in the "
         "graphs, but for the rows that say otherwise and for the edit prompt alone.",
         "![Curves: edits that came through, and what was kept, by setting](soft_sweeps.png)\n\n*The grey line is the "
@@ -119,11 +119,12 @@ SECTIONS = (
         "Whether a picture shows each named colour and shape at the named count is measured on pixels "
         "(`toyscenes/measure.py`).",
         "![Samples of the toy model](samples.png)\n\nThe captions of the samples are printed by "
-        "`python dev.py bench pictures`. **The model does not follow captions well enough yet** (the bar is 70 %): "
-        "colours and single shapes come out as named, several objects in one picture often do not.\n\nThe weights are "
-        "those of `python dev.py train`, with one difference: from step 9,000 to 11,000 the learning rate was up to a "
-        "tenth higher, since the run was then meant to be longer. The time in the file's metadata is that of a machine "
-        "with other work beside it.",
+        "`python dev.py bench pictures`. They are drawn by dpmpp_2s_ancestral, 30 steps: the noise that it adds on the "
+        "way gives the model room to mend what it began wrongly, as the second stage of its training taught it.\n\nThe "
+        "weights are those of `python dev.py train`, with two differences: from step 9,000 to 11,000 the learning rate "
+        "was up to a tenth higher, since the run was then meant to be longer, and the second stage began from the "
+        "half-precision weights of the first. The time in the file's metadata is that of a machine with other work "
+        "beside it; alone it takes half a second a step.",
     ),
 )
 

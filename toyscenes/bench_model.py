@@ -5,10 +5,10 @@ import torch
 
 from .measure import find_objects, follows_caption, psnr
 from .model import WEIGHTS, settings
-from .pipeline import CFG, SCHEDULER, Toy, batches, images, mean
+from .pipeline import SCHEDULER, Toy, batches, images, mean
 from .scenes import random_scene
 
-SAMPLER, STEPS = "dpmpp_2s_ancestral", 30
+SAMPLER, STEPS, CFG = "dpmpp_2s_ancestral", 30, 4.0
 
 
 def generate(toy: Toy, captions: list[str], seeds: list[int]) -> torch.Tensor:
