@@ -13,7 +13,6 @@ from graphs_common import (
     RED,
     SCHEDULER,
     STEPS,
-    TOY_CFG,
     YELLOW,
     preview,
     saved,
@@ -42,6 +41,7 @@ TIMES = """## When and where
 *table*: each word's tau is the share of the steps, from the first one on, in which it keeps the picture's attention. \
 Write lines such as `star 0.3` into *taus* to overrule it."""
 
+TOY_CFG = 1.5  # where the negative is the picture's own text, the toy model needs still less
 SIDE = "## Picture and edit, side by side"
 RESULT = "## The result"
 

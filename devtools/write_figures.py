@@ -96,9 +96,10 @@ SECTIONS = (
         "softedit",
         "Soft edits",
         "The caption is edited in one attribute: an object's colour, its shape, the kind of background, a size word, a "
-        "count. 20 steps, CFG 3. *Prompt-to-prompt* holds all shared words for one time, the best one on scenes "
-        "below 10000. Real pictures are edited under Proximal Guidance, with their caption as the negative, as in the "
-        "graphs, but for the rows that say otherwise and for the edit prompt alone.",
+        "count. 20 steps; CFG 3, and 1.5 where the negative is the caption. *Prompt-to-prompt* holds all shared words "
+        "for one time, the best one on scenes below 10000. Real pictures are edited under Proximal Guidance, with "
+        "their caption as the negative, as in the graphs, but for the rows that say otherwise and for the edit prompt "
+        "alone.",
         "![Curves: edits that came through, and what was kept, by setting](soft_sweeps.png)\n\n*The grey line is the "
         "default.*\n\n![One edit under every setting](../web/docs/LatentLayersWordTimings/soft_edit.png)\n\n*A red "
         "circle becomes yellow. First row: the picture, where the edit is found to be (S_V), the soft edit, the edit "

@@ -18,7 +18,7 @@ from .model import load
 from .scenes import Scene
 
 STEPS = 50
-CFG = 3.0  # the text guidance of edits: with more, the toy model keeps less and follows no better
+CFG = 3.0  # of edits by words: with more, the toy model keeps less and follows no better
 SCHEDULER = "normal"
 
 

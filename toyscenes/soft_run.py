@@ -17,6 +17,7 @@ from .pipeline import CFG, Toy, seeded_noise
 from .soft_edits import Outcome, SoftEdit, shown
 
 STEPS = 20
+FROM_CAPTION = 1.5  # CFG where the negative is the picture's own caption: with more, colours overshoot
 EVERYWHERE = torch.ones(1, 256, 256)  # a soft mask that replaces S_V by 1
 
 
@@ -41,7 +42,7 @@ class Source:
         return shown(self.edit, self.picture)
 
 
-def plain_guider(model: Any, positive: list, negative: list, cfg: float = CFG) -> Any:
+def plain_guider(model: Any, positive: list, negative: list, cfg: float) -> Any:
     """CFG with one prompt, as the host has it."""
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
@@ -70,7 +71,7 @@ def generated(toy: Toy, edit: SoftEdit, seed: int, steps: int = STEPS) -> Source
     """What the model makes of the caption."""
     sigmas = toy.sigmas(steps)
     start = noise(toy, edit, seed, sigmas)
-    guider = plain_guider(toy.model, toy.condition(edit.caption), toy.condition())
+    guider = plain_guider(toy.model, toy.condition(edit.caption), toy.condition(), CFG)
     trajectory, latent = sample(guider, start, sigmas)
     return Source(edit, trajectory, decoded(toy, latent), toy.condition())
 
@@ -85,9 +86,9 @@ def noise(toy: Toy, edit: SoftEdit, seed: int, sigmas: Tensor) -> Trajectory:
 
 
 def prompt_only(toy: Toy, source: Source, model: Any = None, negative: list | None = None) -> tuple[Trajectory, Tensor]:
-    """The edit prompt alone from the source's noise, by CFG with an empty negative unless another is given."""
-    against = toy.condition() if negative is None else negative
-    guider = plain_guider(toy.model if model is None else model, toy.condition(source.edit.prompt), against)
+    """The edit prompt alone from the source's noise, by CFG with an empty negative unless the caption is given."""
+    against, cfg = (toy.condition(), CFG) if negative is None else (negative, FROM_CAPTION)
+    guider = plain_guider(toy.model if model is None else model, toy.condition(source.edit.prompt), against, cfg)
     return sample(guider, source.trajectory, source.trajectory.sigmas)
 
 
@@ -104,7 +105,8 @@ def with_tau(timings: WordTimings, tau: float) -> WordTimings:
 
 def soft(toy: Toy, source: Source, timings: WordTimings, model: Any = None, **settings: Any) -> Tensor:
     """The latent (1, C, h, w) that the node Adaptive Attention Guider makes of a source, with its defaults."""
-    settings = {"negative": source.negative, "cfg": CFG, "hold": HOLD, **settings}
+    settings = {"negative": source.negative, "hold": HOLD, **settings}
+    settings.setdefault("cfg", FROM_CAPTION if settings["negative"] is None else CFG)
     guider = adaptive_guider(
         toy.model if model is None else model, toy.condition(source.edit.caption), toy.condition(source.edit.prompt),
         settings.pop("negative"), settings.pop("cfg"), timings, trajectory=source.trajectory, **settings,
