@@ -3,20 +3,7 @@
 from typing import Any
 
 from draw_graphs import Drawing, Group, Info, Node, Port
-from graphs_common import (
-    BLUE,
-    CFG,
-    GREEN,
-    GREY,
-    KEY_NODE,
-    PURPLE,
-    RED,
-    SCHEDULER,
-    STEPS,
-    YELLOW,
-    preview,
-    saved,
-)
+from graphs_common import BLUE, GREEN, GREY, KEY_NODE, PURPLE, RED, SCHEDULER, STEPS, YELLOW, preview, saved
 from graphs_masks import PAINTED_REAL, PICTURE_REAL, PICTURE_TOY, SMALLER, start_nodes
 
 SOFT = """# {title}
@@ -41,7 +28,7 @@ TIMES = """## When and where
 *table*: each word's tau is the share of the steps, from the first one on, in which it keeps the picture's attention. \
 Write lines such as `star 0.3` into *taus* to overrule it."""
 
-TOY_CFG = 1.5  # where the negative is the picture's own text, the toy model needs still less
+TOY_CFG = 1.5  # with more, its colours overshoot; checkpoints have the node's default
 SIDE = "## Picture and edit, side by side"
 RESULT = "## The result"
 
@@ -138,7 +125,7 @@ def timed(example: Example, toy: bool, model: Node, picture: Node) -> tuple[list
     ]  # fmt: skip
     given = {
         "model": followed[0], "source": source[0], "edit": edit[0], "timings": timings[0], "trajectory": inverted[0],
-        "sigmas": schedule[0], "cfg": TOY_CFG if toy else CFG,
+        "sigmas": schedule[0], **({"cfg": TOY_CFG} if toy else {}),
     }  # fmt: skip
     return groups, given
 

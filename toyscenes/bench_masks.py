@@ -21,7 +21,7 @@ from ..nodes.instant import InstantAttentionMask
 from ..nodes.instant import WordMask as WordMaskNode
 from .bench_turns import ramp, turns, turns_table
 from .diffedit import binary, diffedit
-from .pipeline import CFG, Toy, batches, mean
+from .pipeline import Toy, batches, mean
 from .text_run import fresh_start, guided
 from .word_edits import TASKS, Outcome, WordEdit, overlap, word_edit, words
 
@@ -61,7 +61,8 @@ class Shipped:
 
     def __init__(self, toy: Toy) -> None:
         self.toy, self.word = toy, node_defaults(WordMaskNode)
-        self.instant = {**asdict(Settings()), **node_defaults(InstantAttentionMask), "cfg": CFG}
+        self.instant = {**asdict(Settings()), **node_defaults(InstantAttentionMask)}
+        self.cfg = float(self.instant["cfg"])
 
     def instant_mask(self, model: Any, edit: WordEdit, latent: Tensor, seed: int, **changes: Any) -> InstantMask:
         """Instant Attention Mask of one picture, latent (1, C, h, w)."""
@@ -198,14 +199,14 @@ def run(seeds: range) -> dict:
             "diff_outside_mask": max(report.columns["diff_outside_mask"]),
             "ablations": ablations(shipped, seeds[:ABLATED]),
             "ablation_scenes": len(seeds[:ABLATED]),
-            **turns(toy, seeds, CFG),
-            **ramp(toy, seeds, CFG),
+            **turns(toy, seeds, shipped.cfg),
+            **ramp(toy, seeds, shipped.cfg),
         }
 
 
 def _masks(shipped: Shipped, seeds: Sequence[int], report: Report) -> None:
     """Everything that is measured on one batch of edits."""
-    toy, cfg = shipped.toy, CFG
+    toy, cfg = shipped.toy, shipped.cfg
     edits = [word_edit(seed) for seed in seeds]
     sources = torch.cat([edit.source_image for edit in edits])
     truths = torch.cat([edit.mask for edit in edits])

@@ -18,7 +18,6 @@ from .model import load
 from .scenes import Scene
 
 STEPS = 50
-CFG = 3.0  # of edits by words: with more, the toy model keeps less and follows no better
 SCHEDULER = "normal"
 
 

@@ -13,11 +13,12 @@ from ..attention.timings import WordTimings
 from ..attention.timings_host import word_timings
 from ..inversion.host import invert, model_family, sample_recording
 from ..inversion.trajectory import Trajectory
-from .pipeline import CFG, Toy, seeded_noise
+from .pipeline import Toy, seeded_noise
 from .soft_edits import Outcome, SoftEdit, shown
 
 STEPS = 20
-FROM_CAPTION = 1.5  # CFG where the negative is the picture's own caption: with more, colours overshoot
+CFG = 3.0  # with more, the toy model keeps less of a picture and follows no better
+FROM_CAPTION = 1.5  # where the negative is the picture's own caption: with more, colours overshoot
 EVERYWHERE = torch.ones(1, 256, 256)  # a soft mask that replaces S_V by 1
 
 
