@@ -14,11 +14,14 @@ import torch
 from safetensors import safe_open
 
 from latent_layers.nodes.toy import ToyModel
+from latent_layers.toyscenes import bench_model
 from latent_layers.toyscenes import model as toy_model
 from latent_layers.toyscenes.host import image_tensor
 from latent_layers.toyscenes.measure import psnr
+from latent_layers.toyscenes.pipeline import Toy
 from latent_layers.toyscenes.scenes import COLOURS, SHAPES, random_scene
-from latent_layers.toyscenes.training import Settings, Trainee, Vocabulary
+from latent_layers.toyscenes.training import Settings, Trainee
+from latent_layers.toyscenes.training_data import Vocabulary
 
 # by name, since a type checker takes the pack's own folder for the host's module
 host_nodes: Any = importlib.import_module("nodes")
@@ -288,7 +291,7 @@ def test_the_model_knows_its_data(toy, clip, vae):
 
 def test_the_hosts_own_nodes_run_with_it(toy):
     model, clip, vae = toy
-    positive = host_nodes.CLIPTextEncode().encode(clip, "a red star on a plain background")[0]
+    positive = host_nodes.CLIPTextEncode().encode(clip, random_scene(0, 256, 448).caption())[0]
     negative = host_nodes.CLIPTextEncode().encode(clip, "")[0]
     latent = host_nodes.VAEEncode().encode(vae, scenes(256, 448, 1))[0]
     assert latent["samples"].shape == (1, 8, 56, 32)
@@ -307,3 +310,19 @@ def test_the_hosts_own_nodes_run_with_it(toy):
     # the host's empty latents have four channels, which it widens to the model's
     empty = host_nodes.EmptyLatentImage().generate(256, 448, 1)[0]
     assert run(empty).shape == (1, 448, 256, 3)
+
+
+def test_the_benchmarks_pictures_are_those_of_the_hosts_sampler(toy, monkeypatch):
+    """Each of its own seed, whatever else is drawn beside it, also with a sampler that adds noise on the way."""
+    monkeypatch.setattr(bench_model, "STEPS", 3)
+    model, clip, vae = toy
+    captions, seeds = ["a red star on a plain background", "two blue rings on a dotted background"], [3, 8]
+    empty = host_nodes.EmptyLatentImage().generate(256, 256, 1)[0]
+    conditions = [host_nodes.CLIPTextEncode().encode(clip, text)[0] for text in [*captions, ""]]
+    pictures = bench_model.generate(Toy(), captions, seeds)
+    for picture, positive, seed in zip(pictures, conditions, seeds, strict=False):
+        out = host_nodes.KSampler().sample(
+            model, seed, 3, 4.0, "dpmpp_2s_ancestral", "normal", positive, conditions[-1], empty, 1.0
+        )[0]
+        assert (host_nodes.VAEDecode().decode(vae, out)[0][0] - picture).abs().max() < 1e-4
+    assert (pictures[0] - pictures[1]).abs().max() > 0.1
