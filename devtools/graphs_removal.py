@@ -177,7 +177,7 @@ def remove_object_groups(
 def try_me_remove_object(info: Info) -> Drawing:
     """The toy model removes an object from a toy scene."""
     model = Node("LatentLayersToyModel", colour=KEY_NODE)
-    scene = Node("LatentLayersToyScene", colour=KEY_NODE)
+    scene = Node("LatentLayersToyScene", colour=KEY_NODE, inputs={"seed": 4})
     mask = grown_mask(scene[1], 5)
     picture = Node("MaskToImage", inputs={"mask": mask[0]})
     middle, result = remove_object_groups(model[0], model[1], model[2], scene[0], mask[0])

@@ -31,7 +31,7 @@ def toy():
 
 @pytest.fixture(scope="module")
 def scene():
-    return random_scene(11, WIDTH, HEIGHT, (1, 1))
+    return random_scene(12, WIDTH, HEIGHT, (1, 1))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from latent_layers.toyscenes.pipeline import Toy
 from latent_layers.toyscenes.removal import composite, removal_set, remove
 
 SEEDS = range(304, 308)  # none with a twin of the removed object
-TWINS = 12  # a seed with two of them
+TWINS = 40  # a seed with two of them
 
 
 @pytest.fixture(autouse=True)
