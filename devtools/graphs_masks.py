@@ -5,6 +5,7 @@ from typing import Any
 from draw_graphs import Drawing, Group, Info, Node, Port
 from graphs_common import (
     BLUE,
+    CFG,
     GREEN,
     GREY,
     KEY_NODE,
@@ -12,6 +13,7 @@ from graphs_common import (
     RED,
     SCHEDULER,
     STEPS,
+    TOY_CFG,
     WORD_STEPS,
     YELLOW,
     checkpoint_node,
@@ -177,6 +179,7 @@ def edit_by_words(toy: bool):
 
     def draw(info: Info) -> Drawing:
         title = "Try me: edit by words" if toy else "Edit by words"
+        cfg = TOY_CFG if toy else CFG
         model, picture, start, _ = start_nodes(toy, seed=WORDS_SEED, objects=1)
         empty = text_node(model[1], "", "Nothing to avoid")
         text = Node(
@@ -192,13 +195,13 @@ def edit_by_words(toy: bool):
             colour=KEY_NODE,
             inputs={
                 "model": model[0], "clip": model[1], "text": text[0], "latent": encoded[0], "negative": empty[0],
-                "source_text": picture[3] if toy else "a cat on the grass", "steps": WORD_STEPS,
+                "source_text": picture[3] if toy else "a cat on the grass", "steps": WORD_STEPS, "cfg": cfg,
             },
         )  # fmt: skip
         roles = Node("PreviewAny", "Roles of the words", 140, {"source": found[3]})
         mask = grown_mask(found[0], 12 if toy else 48)
         shown = Node("MaskToImage", inputs={"mask": mask[0]})
-        middle, result = fill_groups(3, model, picture[0], mask[0], text[0], 7.5, steps=WORD_STEPS)
+        middle, result = fill_groups(3, model, picture[0], mask[0], text[0], cfg, steps=WORD_STEPS)
         note = WORDS.format(
             title=title, first=PICTURE_TOY if toy else PICTURE_REAL.format(smaller=SMALLER_MASK.format(24))
         )
@@ -249,7 +252,7 @@ def edit_by_words_inpainting(info: Info) -> Drawing:
         "KSampler",
         inputs={
             "model": filler[0], "positive": prepared[0], "negative": prepared[1], "latent_image": prepared[2],
-            "seed": 1, "steps": 30, "cfg": 7.5, "sampler_name": "euler", "scheduler": SCHEDULER, "denoise": 1.0,
+            "seed": 1, "steps": 30, "cfg": CFG, "sampler_name": "euler", "scheduler": SCHEDULER, "denoise": 1.0,
         },
     )  # fmt: skip
     decoded = Node("VAEDecode", inputs={"samples": sampled[0], "vae": filler[2]})
@@ -336,7 +339,7 @@ def soft_mask_edit(toy: bool):
         whole = Node("ThresholdMask", "All that may change", inputs={"mask": soft[0], "value": 0.0})
         area = Node("MaskToImage", "Area as a picture", inputs={"mask": whole[0]})
         text = SOFT_TEXT if toy else "a wooden house in the snow"
-        middle, result = fill_groups(3, model, picture[0], soft[0], text, 7.5, whole[0])
+        middle, result = fill_groups(3, model, picture[0], soft[0], text, TOY_CFG if toy else CFG, whole[0])
         note = SOFT.format(title=title, first=PICTURE_TOY if toy else PAINTED_REAL.format(smaller=SMALLER))
         masks = [soft, shown, preview("Strength", shown[0]), whole, area, preview("Mask", area[0])]
         if not toy:

@@ -1,7 +1,7 @@
 """Example graphs of many turns without drift, and of the best of several tries."""
 
 from draw_graphs import Drawing, Group, Info, Node, Port
-from graphs_common import BLUE, GREEN, GREY, KEY_NODE, PURPLE, SCHEDULER, grown_mask, preview, saved
+from graphs_common import BLUE, CFG, GREEN, GREY, KEY_NODE, PURPLE, SCHEDULER, TOY_CFG, grown_mask, preview, saved
 from graphs_masks import PAINTED_REAL, PICTURE_REAL, PICTURE_TOY, RESULT, SMALLER, SMALLER_MASK, start_nodes, text_node
 
 TURNS = """# {title}
@@ -149,7 +149,8 @@ def best_of_four(toy: bool):
             "KSampler",
             inputs={
                 "model": model[0], "positive": prompt[0], "negative": empty[0], "latent_image": four[0], "seed": 1,
-                "steps": 30, "cfg": 7.5, "sampler_name": "euler", "scheduler": SCHEDULER, "denoise": 1.0,
+                "steps": 30, "cfg": TOY_CFG if toy else CFG, "sampler_name": "euler", "scheduler": SCHEDULER,
+                "denoise": 1.0,
             },
         )  # fmt: skip
         decoded = Node("VAEDecode", inputs={"samples": sampled[0], "vae": model[2]})
