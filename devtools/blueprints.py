@@ -12,8 +12,9 @@ BOUNDARY = "boundary"  # the kind of node that the inputs come from; it is not d
 
 CELL = 8  # pixels of a latent cell: sides have to be multiples of it
 STEPS = 50
-WORD_STEPS = 20  # of edits by words, which draw anew: there the way back need not be exact
-WORD_GROW = 48  # what comes may be wider than what goes
+WORD_STEPS = 20  # of the mask of an edit by words
+WORD_FILL = {"steps": 25, "denoise": 0.5}  # of the picture in it, which is drawn again from half of its own noise
+WORD_GROW = 80  # what comes may be wider than what goes
 REMOVAL_GROW = 20  # DesignEdit's masks at 1024 pixels: for removals,
 CANVAS_GROW = 30  # and for pans and zooms
 
@@ -239,7 +240,7 @@ def edit_by_words() -> Blueprint:
         },
     )  # fmt: skip
     mask = grown(found[0], WORD_GROW)
-    schedule = Node("BasicScheduler", inputs={"model": model, "scheduler": "normal", "steps": WORD_STEPS})
+    schedule = Node("BasicScheduler", inputs={"model": model, "scheduler": "normal", **WORD_FILL})
     inverted = Node(
         "LatentLayersInvert",
         colour=KEY_NODE,

@@ -5,7 +5,8 @@ from draw_graphs import Node, Port
 STEPS = 50
 CANVAS_FILL = {"mode": "exclude", "guidance": 1.0}  # of pans and zooms: the best of `bench fills`, and the cheapest
 FADE = {"radius": 0.0088, "blur": 0.0049}  # of the width: radius + 4 blur reach not quite to the grown border
-WORD_STEPS = 20  # of edits by words, which draw anew: there the way back need not be exact
+WORD_STEPS = 20  # of masks by words, which draw anew: there the way back need not be exact
+WORD_FILL = {"steps": 25, "denoise": 0.5}  # and of the picture in them, drawn again from half of its own noise
 CFG, TOY_CFG = 7.5, 4.5  # of what is drawn anew in a mask; with more, the toy model's colours burn out
 SCHEDULER = "normal"
 PREVIEW = 290  # height of a node that shows a picture

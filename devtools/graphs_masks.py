@@ -14,6 +14,7 @@ from graphs_common import (
     SCHEDULER,
     STEPS,
     TOY_CFG,
+    WORD_FILL,
     WORD_STEPS,
     YELLOW,
     checkpoint_node,
@@ -53,7 +54,7 @@ SECOND = """## Draw it again inside the mask
 The area is drawn again from the picture's own noise, so that shapes stay where they were, by the text; **Keep \
 Source** holds everything else in place, at every step.
 
-**Change:** *cfg*."""
+**Change:** *cfg*; in *Basic Scheduler*, *denoise*: how far back towards noise the area goes."""
 
 INPAINTING = """## Fill it with an inpainting checkpoint
 
@@ -127,6 +128,7 @@ def fill_groups(
     cfg: float,
     pasted: Port | None = None,
     steps: int = STEPS,
+    denoise: float = 1.0,
 ) -> tuple[list[Group], Port]:
     """Inside the mask the picture drawn again by a text; outside the source: groups, and the result's port.
 
@@ -136,7 +138,7 @@ def fill_groups(
     prompt = Node("CLIPTextEncode", "Edit prompt", height=110, inputs={"clip": model[1], "text": text})
     encoded = Node("VAEEncode", inputs={"pixels": image, "vae": model[2]})
     schedule = Node(
-        "BasicScheduler", inputs={"model": model[0], "scheduler": SCHEDULER, "steps": steps, "denoise": 1.0}
+        "BasicScheduler", inputs={"model": model[0], "scheduler": SCHEDULER, "steps": steps, "denoise": denoise}
     )
     inverted = Node(
         "LatentLayersInvert",
@@ -199,9 +201,9 @@ def edit_by_words(toy: bool):
             },
         )  # fmt: skip
         roles = Node("PreviewAny", "Roles of the words", 140, {"source": found[3]})
-        mask = grown_mask(found[0], 12 if toy else 48)
+        mask = grown_mask(found[0], 20 if toy else 80)
         shown = Node("MaskToImage", inputs={"mask": mask[0]})
-        middle, result = fill_groups(3, model, picture[0], mask[0], text[0], cfg, steps=WORD_STEPS)
+        middle, result = fill_groups(3, model, picture[0], mask[0], text[0], cfg, **WORD_FILL)
         note = WORDS.format(
             title=title, first=PICTURE_TOY if toy else PICTURE_REAL.format(smaller=SMALLER_MASK.format(24))
         )
@@ -236,7 +238,7 @@ def edit_by_words_inpainting(info: Info) -> Drawing:
         },
     )  # fmt: skip
     roles = Node("PreviewAny", "Roles of the words", 140, {"source": found[3]})
-    mask = grown_mask(found[0], 48)
+    mask = grown_mask(found[0], 80)
     shown = Node("MaskToImage", inputs={"mask": mask[0]})
     filler = checkpoint_node("Load Inpainting Checkpoint")
     prompt = Node("CLIPTextEncode", "Edit prompt", height=110, inputs={"clip": filler[1], "text": text[0]})
