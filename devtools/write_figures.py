@@ -85,8 +85,8 @@ SECTIONS = (
         "Masks by words, and many turns",
         "Scenes of 1 to 3 objects; the edit prompt is the caption with another colour (even seeds) or shape (odd ones) "
         "of one object. Instant Attention Mask runs with the node's defaults (20 steps, strength 0.5) and the caption "
-        "as *source_text*; drawing again takes 20 steps too. DiffEdit: the difference of the noise predicted for two "
-        "prompts, over 10 noises, on the same model, then 25 of 50 steps. The mask is grown by 12 px before the "
+        "as *source_text*; drawing again takes 25 of 50 steps. DiffEdit: the difference of the noise predicted for two "
+        "prompts, over 10 noises, on the same model, then 25 of 50 steps. The mask is grown by 20 px before the "
         "picture is drawn again in it, and *Change Threshold* closes the edit.",
         "Two things make the mask: what the edit replaces is looked for in the attention to the source's words, which "
         "guidance evaluates anyway, and the map follows the edges of the picture's latent. Flat colours have clear "
