@@ -19,6 +19,7 @@ from ..masks.instant_host import InstantMask, instant_mask, word_mask
 from ..masks.threshold import threshold_changes
 from ..nodes.instant import InstantAttentionMask
 from ..nodes.instant import WordMask as WordMaskNode
+from .bench_turns import CFG as TURN_CFG
 from .bench_turns import ramp, turns, turns_table
 from .diffedit import binary, diffedit
 from .pipeline import Toy, batches, mean
@@ -200,7 +201,7 @@ def run(seeds: range) -> dict:
             "diff_outside_mask": max(report.columns["diff_outside_mask"]),
             "ablations": ablations(shipped, seeds[:ABLATED]),
             "ablation_scenes": len(seeds[:ABLATED]),
-            **turns(toy, seeds, shipped.cfg),
+            **turns(toy, seeds, TURN_CFG),
             **ramp(toy, seeds, shipped.cfg),
         }
 

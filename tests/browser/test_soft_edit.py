@@ -36,11 +36,11 @@ def test_an_edited_table_of_timings_is_what_runs(page, server):
     page.wait_for_timeout(1500)
     screenshot(page, "try_me_change_adjective_done")
     found = taus(page.evaluate(TABLE))
-    assert found["yellow"] == 0 and 0 < found["background"] < 1  # the new word, and one that stays
+    assert found["yellow"] == 0 and 0 < found["striped"] < 1  # the new word, and one that stays
 
-    edited = page.evaluate(TABLE).replace(f"tau {found['background']:.2f}", "tau 0.00")
+    edited = page.evaluate(TABLE).replace(f"tau {found['striped']:.2f}", "tau 0.00")
     overrule(page, edited)
     second, again = run(page, server, first)
     assert second != first and sorted(again) == [1, 1, 3 * 50]  # the picture's own way to noise is known
-    assert taus(page.evaluate(TABLE)) == taus(edited) and taus(page.evaluate(TABLE))["background"] == 0
+    assert taus(page.evaluate(TABLE)) == taus(edited) and taus(page.evaluate(TABLE))["striped"] == 0
     assert complaints(page) == [] and unknown_nodes(page) == []
