@@ -87,9 +87,8 @@ SECTIONS = (
         "of one object. Instant Attention Mask runs with the node's defaults (20 steps, strength 0.5) and the caption "
         "as *source_text*; drawing again takes 25 of 50 steps. DiffEdit: the difference of the noise predicted for two "
         "prompts, over 10 noises, on the same model, then 25 of 50 steps. The mask is grown by 20 px before the "
-        "picture is drawn again in it, and *Change Threshold* closes the edit. CFG 7.5, the node's default; in the "
-        "turns 2, since with more the toy model's colours burn out and spill into the cells beside (with 7.5 only "
-        "78.6 % stay as in the source).",
+        "picture is drawn again in it, and *Change Threshold* closes the edit. CFG 7.5, the node's default: much "
+        "for the toy model, whose colours burn out and spill into the cells beside, which the turns show.",
         "Two things make the mask: what the edit replaces is looked for in the attention to the source's words, which "
         "guidance evaluates anyway, and the map follows the edges of the picture's latent. Flat colours have clear "
         "edges; on photographs expect less of that.",

@@ -19,7 +19,6 @@ from ..masks.instant_host import InstantMask, instant_mask, word_mask
 from ..masks.threshold import threshold_changes
 from ..nodes.instant import InstantAttentionMask
 from ..nodes.instant import WordMask as WordMaskNode
-from .bench_turns import CFG as TURN_CFG
 from .bench_turns import ramp, turns, turns_table
 from .diffedit import binary, diffedit
 from .pipeline import Toy, batches, mean
@@ -201,7 +200,7 @@ def run(seeds: range) -> dict:
             "diff_outside_mask": max(report.columns["diff_outside_mask"]),
             "ablations": ablations(shipped, seeds[:ABLATED]),
             "ablation_scenes": len(seeds[:ABLATED]),
-            **turns(toy, seeds, TURN_CFG),
+            **turns(toy, seeds, shipped.cfg),
             **ramp(toy, seeds, shipped.cfg),
         }
 

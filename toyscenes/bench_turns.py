@@ -17,7 +17,6 @@ from .text_run import fresh_start, guided
 TURNS = 10
 STEPS = 25  # of each turn's inversion and of its edit
 SCENES = 32  # of the seeds
-CFG = 2.0  # of each turn: with more, the toy model's colours burn out and spill into the cells beside
 COLUMNS, ROWS = 4, 3  # places for edits
 PLACE = (32, 48)  # width and height in pixels
 MARGIN = 8  # pixels around a place that an edit in it may change, as elsewhere in the masks' benchmark
