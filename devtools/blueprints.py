@@ -5,16 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from draw_graphs import Group, Node, Port
-from graphs_common import CANVAS_FILL, FADE
+from graphs_common import CANVAS_FILL, FADE, STEPS, WORD_FILL, WORD_GROW, WORD_STEPS
 
 INPUT, OUTPUT = -10, -20  # the boundaries' ids, fixed by the host
 BOUNDARY = "boundary"  # the kind of node that the inputs come from; it is not drawn
 
 CELL = 8  # pixels of a latent cell: sides have to be multiples of it
-STEPS = 50
-WORD_STEPS = 20  # of the mask of an edit by words
-WORD_FILL = {"steps": 25, "denoise": 0.5}  # of the picture in it, which is drawn again from half of its own noise
-WORD_GROW = 80  # what comes may be wider than what goes
 REMOVAL_GROW = 20  # DesignEdit's masks at 1024 pixels: for removals,
 CANVAS_GROW = 30  # and for pans and zooms
 

@@ -5,8 +5,9 @@ from draw_graphs import Node, Port
 STEPS = 50
 CANVAS_FILL = {"mode": "exclude", "guidance": 1.0}  # of pans and zooms: the best of `bench fills`, and the cheapest
 FADE = {"radius": 0.0088, "blur": 0.0049}  # of the width: radius + 4 blur reach not quite to the grown border
-WORD_STEPS = 20  # of masks by words, which draw anew: there the way back need not be exact
-WORD_FILL = {"steps": 25, "denoise": 0.5}  # and of the picture in them, drawn again from half of its own noise
+WORD_STEPS = 20  # of the mask of an edit by words
+WORD_FILL = {"steps": 25, "denoise": 0.5}  # of the picture in it, which is drawn again from half of its own noise
+WORD_GROW = 80  # pixels at 1024: what comes may be wider than what goes
 CFG, TOY_CFG = 7.5, 4.5  # of what is drawn anew in a mask; with more, the toy model's colours burn out
 SCHEDULER = "normal"
 PREVIEW = 290  # height of a node that shows a picture
@@ -54,3 +55,21 @@ def matched_mask(mask: Port, picture: Port) -> Node:
             "resize_type.crop": "disabled", "scale_method": "bilinear",
         },
     )  # fmt: skip
+
+
+def start_nodes(toy: bool, seed: int = 7, objects: int = 2) -> tuple[Node, Node, list[Node], Port]:
+    """Model, picture node (its first output is the IMAGE), what to show of them, and a mask."""
+    if toy:
+        model = Node("LatentLayersToyModel", colour=KEY_NODE)
+        scene = Node("LatentLayersToyScene", colour=KEY_NODE, inputs={"seed": seed, "objects": objects})
+        return model, scene, [model, scene, preview("Source", scene[0])], scene[1]
+    model = checkpoint_node()
+    loaded = Node("LoadImage", height=360, inputs={"image": "example.png"})
+    picture = scaled_picture(loaded)
+    resized = matched_mask(loaded[1], picture[0])
+    return model, picture, [model, loaded, picture], resized[0]
+
+
+def text_node(clip: Port, text: str, title: str) -> Node:
+    """A prompt."""
+    return Node("CLIPTextEncode", title, height=110, inputs={"clip": clip, "text": text})

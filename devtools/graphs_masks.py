@@ -15,14 +15,15 @@ from graphs_common import (
     STEPS,
     TOY_CFG,
     WORD_FILL,
+    WORD_GROW,
     WORD_STEPS,
     YELLOW,
     checkpoint_node,
     grown_mask,
-    matched_mask,
     preview,
     saved,
-    scaled_picture,
+    start_nodes,
+    text_node,
 )
 from graphs_layers import RESULT as LAYERED
 from graphs_removal import remove_object_groups
@@ -101,24 +102,6 @@ DECORATION_SEED, DECORATION_WORDS = 13, "star"
 SOFT_SEED, SOFT_TEXT = 11, "a red triangle on a plain background"
 
 
-def start_nodes(toy: bool, seed: int = 7, objects: int = 2) -> tuple[Node, Node, list[Node], Port]:
-    """Model, picture node (its first output is the IMAGE), what to show of them, and a mask."""
-    if toy:
-        model = Node("LatentLayersToyModel", colour=KEY_NODE)
-        scene = Node("LatentLayersToyScene", colour=KEY_NODE, inputs={"seed": seed, "objects": objects})
-        return model, scene, [model, scene, preview("Source", scene[0])], scene[1]
-    model = checkpoint_node()
-    loaded = Node("LoadImage", height=360, inputs={"image": "example.png"})
-    picture = scaled_picture(loaded)
-    resized = matched_mask(loaded[1], picture[0])
-    return model, picture, [model, loaded, picture], resized[0]
-
-
-def text_node(clip: Port, text: str, title: str) -> Node:
-    """A prompt."""
-    return Node("CLIPTextEncode", title, height=110, inputs={"clip": clip, "text": text})
-
-
 def fill_groups(
     number: int,
     model: Node,
@@ -127,23 +110,24 @@ def fill_groups(
     text: Port | str,
     cfg: float,
     pasted: Port | None = None,
-    steps: int = STEPS,
-    denoise: float = 1.0,
+    **schedule: Any,
 ) -> tuple[list[Group], Port]:
     """Inside the mask the picture drawn again by a text; outside the source: groups, and the result's port.
 
-    `pasted` is the area that is taken from the new picture, where that is not the mask itself.
+    `pasted` is the area that is taken from the new picture, where that is not the mask itself; `schedule` changes
+    the settings of Basic Scheduler.
     """
     empty = text_node(model[1], "", "Empty prompt")
     prompt = Node("CLIPTextEncode", "Edit prompt", height=110, inputs={"clip": model[1], "text": text})
     encoded = Node("VAEEncode", inputs={"pixels": image, "vae": model[2]})
-    schedule = Node(
-        "BasicScheduler", inputs={"model": model[0], "scheduler": SCHEDULER, "steps": steps, "denoise": denoise}
+    levels = Node(
+        "BasicScheduler",
+        inputs={"model": model[0], "scheduler": SCHEDULER, "steps": STEPS, "denoise": 1.0, **schedule},
     )
     inverted = Node(
         "LatentLayersInvert",
         colour=KEY_NODE,
-        inputs={"model": model[0], "conditioning": empty[0], "latent": encoded[0], "sigmas": schedule[0]},
+        inputs={"model": model[0], "conditioning": empty[0], "latent": encoded[0], "sigmas": levels[0]},
     )
     kept = Node(
         "LatentLayersKeepSource",
@@ -155,7 +139,7 @@ def fill_groups(
     sampled = Node(
         "LatentLayersSample",
         colour=KEY_NODE,
-        inputs={"guider": guider[0], "sampler": sampler[0], "sigmas": schedule[0], "trajectory": inverted[0]},
+        inputs={"guider": guider[0], "sampler": sampler[0], "sigmas": levels[0], "trajectory": inverted[0]},
     )
     decoded = Node("VAEDecode", inputs={"samples": sampled[1], "vae": model[2]})
     result = Node(
@@ -168,7 +152,7 @@ def fill_groups(
     )  # fmt: skip
     groups = [
         Group(
-            f"{number}  Noise", YELLOW, "## The picture's own way to noise", 60, [[empty, encoded, schedule, inverted]]
+            f"{number}  Noise", YELLOW, "## The picture's own way to noise", 60, [[empty, encoded, levels, inverted]]
         ),
         Group(f"{number + 1}  Edit", PURPLE, SECOND, 190, [[prompt, kept, guider]], width=340),
         Group(f"{number + 2}  Sample", RED, "## From noise to the picture", 60, [[sampler, sampled, decoded, result]]),
@@ -201,11 +185,11 @@ def edit_by_words(toy: bool):
             },
         )  # fmt: skip
         roles = Node("PreviewAny", "Roles of the words", 140, {"source": found[3]})
-        mask = grown_mask(found[0], 20 if toy else 80)
+        mask = grown_mask(found[0], WORD_GROW // 4 if toy else WORD_GROW)
         shown = Node("MaskToImage", inputs={"mask": mask[0]})
         middle, result = fill_groups(3, model, picture[0], mask[0], text[0], cfg, **WORD_FILL)
         note = WORDS.format(
-            title=title, first=PICTURE_TOY if toy else PICTURE_REAL.format(smaller=SMALLER_MASK.format(24))
+            title=title, first=PICTURE_TOY if toy else PICTURE_REAL.format(smaller=SMALLER_MASK.format(WORD_GROW // 2))
         )
         groups = [
             Group("1  Picture", BLUE, note, 330, [start], width=340),
@@ -238,7 +222,7 @@ def edit_by_words_inpainting(info: Info) -> Drawing:
         },
     )  # fmt: skip
     roles = Node("PreviewAny", "Roles of the words", 140, {"source": found[3]})
-    mask = grown_mask(found[0], 80)
+    mask = grown_mask(found[0], 48)
     shown = Node("MaskToImage", inputs={"mask": mask[0]})
     filler = checkpoint_node("Load Inpainting Checkpoint")
     prompt = Node("CLIPTextEncode", "Edit prompt", height=110, inputs={"clip": filler[1], "text": text[0]})

@@ -3,8 +3,21 @@
 from typing import Any
 
 from draw_graphs import Drawing, Group, Info, Node, Port
-from graphs_common import BLUE, GREEN, GREY, KEY_NODE, PURPLE, RED, SCHEDULER, STEPS, YELLOW, preview, saved
-from graphs_masks import PAINTED_REAL, PICTURE_REAL, PICTURE_TOY, SMALLER, start_nodes
+from graphs_common import (
+    BLUE,
+    GREEN,
+    GREY,
+    KEY_NODE,
+    PURPLE,
+    RED,
+    SCHEDULER,
+    STEPS,
+    YELLOW,
+    preview,
+    saved,
+    start_nodes,
+)
+from graphs_masks import PAINTED_REAL, PICTURE_REAL, PICTURE_TOY, SMALLER
 
 SOFT = """# {title}
 

@@ -1,8 +1,23 @@
 """Example graphs of many turns without drift, and of the best of several tries."""
 
 from draw_graphs import Drawing, Group, Info, Node, Port
-from graphs_common import BLUE, CFG, GREEN, GREY, KEY_NODE, PURPLE, SCHEDULER, TOY_CFG, grown_mask, preview, saved
-from graphs_masks import PAINTED_REAL, PICTURE_REAL, PICTURE_TOY, RESULT, SMALLER, SMALLER_MASK, start_nodes, text_node
+from graphs_common import (
+    BLUE,
+    CFG,
+    GREEN,
+    GREY,
+    KEY_NODE,
+    PURPLE,
+    SCHEDULER,
+    TOY_CFG,
+    WORD_GROW,
+    grown_mask,
+    preview,
+    saved,
+    start_nodes,
+    text_node,
+)
+from graphs_masks import PAINTED_REAL, PICTURE_REAL, PICTURE_TOY, RESULT, SMALLER, SMALLER_MASK
 
 TURNS = """# {title}
 
@@ -89,7 +104,7 @@ def ten_turns(info: Info) -> Drawing:
         groups.append(group)
     return in_a_row(
         info,
-        TURNS.format(title="Ten turns", first=PICTURE_REAL.format(smaller=f"{SMALLER} and *grow* to 24")),
+        TURNS.format(title="Ten turns", first=PICTURE_REAL.format(smaller=f"{SMALLER} and *grow* to {WORD_GROW // 2}")),
         [*start, first],
         groups,
         now,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,18 +11,15 @@ from torch import Tensor
 
 from ..attention.capture import Capture
 from ..attention.capture_host import apply_capture, blocks_near, read_prompt
-from ..attention.host import apply_keep_source
 from ..inversion.trajectory import Trajectory
 from ..masks.grid import dilate
-from ..masks.instant import Settings, min_max, otsu, resize, word_maps
-from ..masks.instant_host import InstantMask, instant_mask, word_mask
+from ..masks.instant import min_max, otsu, resize, word_maps
+from ..masks.instant_host import InstantMask
 from ..masks.threshold import threshold_changes
-from ..nodes.instant import InstantAttentionMask
-from ..nodes.instant import WordMask as WordMaskNode
 from .bench_turns import ramp, turns, turns_table
 from .diffedit import binary, diffedit
+from .mask_run import Shipped, composite, fill, one_of
 from .pipeline import Toy, batches, mean
-from .text_run import fresh_start, guided
 from .word_edits import TASKS, Outcome, WordEdit, overlap, word_edit, words
 
 MARGIN = 8  # pixels around the true mask within which an edit may change something
@@ -50,38 +47,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one seed": {"seeds": 1},
     "three seeds": {"seeds": 3},
 }
-
-
-def node_defaults(node: Any) -> dict[str, Any]:
-    """The settings that a node has when it is dropped into a graph."""
-    return {i.id: i.default for i in node.define_schema().inputs if hasattr(i, "default")}
-
-
-class Shipped:
-    """Both nodes with their defaults, or with some changed."""
-
-    def __init__(self, toy: Toy) -> None:
-        self.toy, self.word = toy, node_defaults(WordMaskNode)
-        self.instant = {**asdict(Settings()), **node_defaults(InstantAttentionMask)}
-        self.cfg = float(self.instant["cfg"])
-
-    def instant_mask(self, model: Any, edit: WordEdit, latent: Tensor, seed: int, **changes: Any) -> InstantMask:
-        """Instant Attention Mask of one picture, latent (1, C, h, w)."""
-        given = {**self.instant, **changes}
-        return instant_mask(
-            model, self.toy.clip, edit.prompt, latent, self.toy.condition(), seed=seed, sampler=given["sampler_name"],
-            settings=Settings(**{f.name: given[f.name] for f in fields(Settings)}),
-            source_text=edit.caption if given.get("compares", True) else "",
-            **{name: given[name] for name in ("seeds", "steps", "cfg", "scheduler", "strength", "words")},
-        )  # fmt: skip
-
-    def word_mask(self, edit: WordEdit, trajectory: Trajectory, named: Sequence[str]) -> Tensor:
-        """Word Mask of one source by words of its caption, MASK (1, H, W)."""
-        return word_mask(
-            self.toy.model, self.toy.clip, trajectory, edit.caption, ", ".join(named), steps=self.word["steps"],
-            start=self.word["start_percent"], end=self.word["end_percent"], threshold=self.word["threshold"],
-            edges=self.word["edges"],
-        ).hard  # fmt: skip
 
 
 class WordWatch:
@@ -154,38 +119,6 @@ def _enlarged(cells: Tensor, like: Tensor) -> Tensor:
     return torch.nn.functional.interpolate(planes, size=list(like.shape), mode="nearest-exact")[0, 0]
 
 
-def one_of(trajectory: Trajectory, number: int) -> Trajectory:
-    """The trajectory of one picture of a batch."""
-    latents = [x[number : number + 1] for x in trajectory.latents]
-    return Trajectory(trajectory.sigmas, latents, trajectory.family, trajectory.latent_format)
-
-
-def fill(
-    toy: Toy, source: Trajectory, sources: Tensor, masks: Tensor, prompts: Sequence[str], cfg: float,
-    seeds: Sequence[int] | None = None,
-) -> Tensor:  # fmt: skip
-    """Second stage: drawn again inside the masks (B, H, W), the source kept outside; composited IMAGEs.
-
-    It begins at the source's own noise, or with `seeds`, as in the article, at new noise. A
-    picture whose mask is empty or full comes back as it was: there is nothing to fill, or
-    nothing to keep.
-    """
-    usable = (masks.amax((1, 2)) > 0) & (masks.amin((1, 2)) < 1)
-    # where there is nothing to do some mask has to stand for it, as pictures are sampled together
-    stand_in = masks.new_zeros(masks.shape[1:])
-    stand_in[0, 0] = 1
-    worked = torch.where(usable[:, None, None], masks, stand_in)
-    keep = apply_keep_source(toy.model, source, worked)
-    start = source if seeds is None else fresh_start(source, worked, seeds)
-    pictures = toy.decode(guided(toy, keep, start, source.sigmas, prompts, cfg))
-    return composite(sources, pictures, masks * usable[:, None, None])
-
-
-def composite(sources: Tensor, pictures: Tensor, masks: Tensor) -> Tensor:
-    """ImageCompositeMasked: the edit inside the masks (B, H, W), the source's own pixels outside."""
-    return torch.where(masks[..., None] > 0.5, pictures, sources)
-
-
 def run(seeds: range) -> dict:
     """Mean figures over the seeds' scenes; masks as intersection over union with the object's true mask."""
     toy, report = Toy(), Report()
@@ -233,7 +166,9 @@ def _masks(shipped: Shipped, seeds: Sequence[int], report: Report) -> None:
     before = toy.samples
     half = toy.invert(latents, sigmas=toy.sigmas(2 * DRAWN)[DRAWN:])
     inversion_cost = spent(before)
+    before = toy.samples
     source = toy.invert(latents, shipped.instant["steps"])
+    whole_inversion_cost = spent(before)
     _words(shipped, edits, source, truths, report)
 
     grown = torch.where(masks.amax((1, 2), keepdim=True) > 0, dilate(masks, GROW), masks)
@@ -250,7 +185,9 @@ def _masks(shipped: Shipped, seeds: Sequence[int], report: Report) -> None:
     report.add("identical_outside", [float((c[b] == 0).float().mean()) for c, b in zip(change, beyond, strict=True)])
     _add_successes(report, "", edits, filled)
     _add_successes(report, "_one_stage", edits, composite(sources, toy.decode(torch.cat(edited)), masks))
+    before = toy.samples
     _add_successes(report, "_fresh", edits, fill(toy, source, sources, grown, prompts, cfg, seeds))
+    report.add("evaluations_fresh", [instant_cost + whole_inversion_cost + spent(before)])
     _add_successes(report, "_true_mask", edits, fill(toy, half, sources, dilate(areas, MARGIN), prompts, cfg))
 
     rival = diffedit(toy, sources, [edit.caption for edit in edits], prompts, seeds, cfg, grow=GROW)
@@ -347,7 +284,7 @@ def table(figures: dict) -> str:
         "| local edit | named colour or shape | of colour edits | of shape edits | colour and shape | evaluations |",
         "|---|---|---|---|---|---|",
         _success("instant mask, then drawn again from the own noise", f, "", f["evaluations_instant_filled"]),
-        _success("the same from new noise (the article)", f, "_fresh", f["evaluations_instant_filled"]),
+        _success("the same from new noise (the article)", f, "_fresh", f["evaluations_fresh"]),
         _success("instant mask, its own denoising only", f, "_one_stage", f["evaluations_instant"]),
         _success("true mask, drawn again from the own noise", f, "_true_mask", None),
         _success("DiffEdit", f, "_diffedit", f["evaluations_diffedit_edit"]),

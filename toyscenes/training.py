@@ -117,9 +117,13 @@ def _initialise(module: nn.Module) -> None:
 class Stage:
     """One of the two stages of the diffusion model's training."""
 
-    name: str  # of its checkpoint
     settings: Settings
     mending: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of its checkpoint."""
+        return "mending" if self.mending else "diffusion"
 
     @property
     def steps(self) -> int:
@@ -195,9 +199,8 @@ def train(settings: Settings, folder: Path, output: Path) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vocabulary = Vocabulary()
     autoencoder = _autoencoder(settings, folder)
-    model, seconds = _diffusion(Stage("diffusion", settings), folder, vocabulary, autoencoder, device)
-    stage = Stage("mending", settings, mending=True)
-    model, more = _diffusion(stage, folder, vocabulary, autoencoder, device, start=model)
+    model, seconds = _diffusion(Stage(settings), folder, vocabulary, autoencoder, device)
+    model, more = _diffusion(Stage(settings, mending=True), folder, vocabulary, autoencoder, device, start=model)
     _refine(settings, folder, autoencoder, device)
     export(model, vocabulary, autoencoder, settings, seconds + more, output)
     print(f"wrote {output.name}: {output.stat().st_size / 2**20:.1f} MiB", flush=True)
@@ -266,12 +269,10 @@ def _diffusion(
         generator = torch.Generator(device).manual_seed(seed)
         with torch.no_grad():
             z, z_seen = (encoder(part.to(device).float() / 127.5 - 1) for part in (pictures, seen))
-        if stage.mending:
-            late = mending_timesteps(len(z), len(sigmas), generator)
+        late = mending_timesteps(len(z), len(sigmas), generator) if stage.mending else None
         t = draw_timesteps(len(z), len(sigmas), generator)
-        if stage.mending:
-            wrong = (pictures != seen).flatten(1).any(1).to(device)
-            t = torch.where(wrong, late, t)
+        if late is not None:
+            t = torch.where((pictures != seen).flatten(1).any(1).to(device), late, t)
         noise = torch.randn(z.shape, generator=generator, device=device)
         sigma = sigmas[t].view(-1, 1, 1, 1)
         x, target = noised(z, z_seen, noise, sigma)

@@ -79,7 +79,7 @@ def test_every_part_of_the_model_was_trained(through):
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(through, tmp_path, capsys):
     shorter = replace(TINY, steps=2)
     # neither decays before its last step, so the first two steps of both are the same
-    rates = [[Stage("diffusion", s).learning_rate(i) for i in range(2)] for s in (shorter, TINY)]
+    rates = [[Stage(s).learning_rate(i) for i in range(2)] for s in (shorter, TINY)]
     assert rates[0] == rates[1]
     train(shorter, tmp_path, tmp_path / "toy.safetensors")
     half = torch.load(tmp_path / "diffusion.pt")
@@ -191,12 +191,12 @@ def test_the_vocabulary_covers_every_caption(vocabulary):
 
 def test_the_learning_rate_warms_up_stays_and_falls():
     settings = Settings(steps=1000, learning_rate=4e-4, warm_up=100, decay=0.25)
-    rates = [Stage("diffusion", settings).learning_rate(step) for step in range(1000)]
+    rates = [Stage(settings).learning_rate(step) for step in range(1000)]
     assert rates[0] == pytest.approx(4e-6) and rates[49] == pytest.approx(2e-4)
     assert all(rate == 4e-4 for rate in rates[99:751])
     assert all(a > b for a, b in zip(rates[751:], rates[752:], strict=False))
     assert rates[875] == pytest.approx(2e-4) and 0 < rates[-1] < 1e-7
-    stage = Stage("mending", replace(settings, mending_steps=500, mending_rate=1e-4), mending=True)
+    stage = Stage(replace(settings, mending_steps=500, mending_rate=1e-4), mending=True)
     rates = [stage.learning_rate(step) for step in range(500)]
     assert rates[49] == pytest.approx(5e-5, rel=0.03) and all(
         a > b for a, b in zip(rates[99:], rates[100:], strict=False)
